@@ -1,0 +1,29 @@
+"""Message queues in your SQL database, as SQLAlchemy models: Vitess, MySQL, MariaDB, SQLite."""
+
+from .errors import (
+    AlreadySettled,
+    InvalidArgument,
+    InvalidArgumentType,
+    InvalidQueue,
+    LeaseLost,
+    MessageQueueError,
+    QueueNotFound,
+    SubscriberClosed,
+)
+from .mixin import MessageQueueMixin
+from .options import QueueOptions
+from .subscriber import Subscriber
+
+__all__ = [
+    "AlreadySettled",
+    "InvalidArgument",
+    "InvalidArgumentType",
+    "InvalidQueue",
+    "LeaseLost",
+    "MessageQueueError",
+    "MessageQueueMixin",
+    "QueueNotFound",
+    "QueueOptions",
+    "Subscriber",
+    "SubscriberClosed",
+]

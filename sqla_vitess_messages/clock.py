@@ -1,0 +1,79 @@
+"""The one clock: nanoseconds since the Unix epoch, as Vitess stores times."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+
+from .errors import InvalidArgument, InvalidArgumentType
+
+NANOSECONDS = 1_000_000_000
+"""In one second."""
+
+MAX_SECONDS = 3_155_760_000
+"""100 years: what is longer than that overflows a BIGINT of nanoseconds when added to now."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+wall_clock: Callable[[], int] = time.time_ns
+"""Where :func:`now` comes from. Tests replace it."""
+
+
+def now() -> int:
+    """Return the time in nanoseconds since the Unix epoch."""
+    return wall_clock()
+
+
+def to_seconds(
+    value: float | timedelta, name: str, *, minimum: float = 0
+) -> int | float:
+    """Check a duration and return it in seconds.
+
+    :param value: seconds, or a timedelta.
+    :param name: the argument's name, for the error.
+    :param minimum: the least number of seconds allowed.
+    :return: an int where the seconds are whole, else a float.
+    :raises InvalidArgumentType: when it is neither a number nor a timedelta.
+    :raises InvalidArgument: when it is not a finite number from ``minimum`` to 100 years.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise InvalidArgumentType(
+            f"{name}={value!r}: expected seconds as int or float, or a timedelta"
+        )
+    if not math.isfinite(seconds) or not minimum <= seconds <= MAX_SECONDS:
+        raise InvalidArgument(
+            f"{name}={value!r}: expected from {minimum} to {MAX_SECONDS} seconds (100 years)"
+        )
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
+def to_nanoseconds(seconds: float) -> int:
+    """Return a checked number of seconds as nanoseconds."""
+    return round(seconds * NANOSECONDS)
+
+
+def from_datetime(value: datetime, name: str) -> int:
+    """Return an aware datetime as nanoseconds since the Unix epoch.
+
+    :raises InvalidArgumentType: when it is no datetime.
+    :raises InvalidArgument: when it has no time zone, or lies before 1970 or after 2200.
+    """
+    if not isinstance(value, datetime):
+        raise InvalidArgumentType(f"{name}={value!r}: expected a datetime with a time zone")
+    if value.utcoffset() is None:
+        raise InvalidArgument(
+            f"{name}={value!r}: has no time zone; say which, as in "
+            "datetime.now(timezone.utc) or value.replace(tzinfo=...)"
+        )
+    nanoseconds = (value - _EPOCH) // timedelta(microseconds=1) * 1000
+    if not 0 <= nanoseconds < 7_258_118_400 * NANOSECONDS:
+        raise InvalidArgument(f"{name}={value!r}: expected a time from 1970 to 2199")
+    return nanoseconds
+
+
+def to_datetime(nanoseconds: int) -> datetime:
+    """Return nanoseconds since the Unix epoch as a datetime in UTC, to the microsecond."""
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)

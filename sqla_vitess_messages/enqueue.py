@@ -1,0 +1,152 @@
+"""What a message has when it is inserted: filled the same way by the ORM and by Core.
+
+The ORM gets the values before the flush, because it sends rows whose key comes from a column
+default one INSERT at a time: 407 rows/s instead of 4,443 measured through vtgate.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Table, event
+from sqlalchemy.engine.default import DefaultExecutionContext
+from sqlalchemy.orm import Mapper, class_mapper
+
+from . import clock
+from .errors import InvalidArgument, InvalidArgumentType
+from .layouts import DEFAULT_PRIORITY
+from .transactions import after_commit
+from .wakeups import has_listeners, notify
+
+if TYPE_CHECKING:
+    from .mixin import MessageQueueMixin
+
+MAX_ID = 2**63 - 1
+PRIORITIES = range(-128, 128)
+"""What a TINYINT holds."""
+
+ENQUEUE_ARGUMENTS = ("deliver_at", "deliver_in", "id", "priority")
+"""Taken by the constructor of every message, a dataclass's too."""
+
+
+def random_id() -> int:
+    """Return a random positive 63-bit integer, from a cryptographic source."""
+    return secrets.randbelow(MAX_ID) + 1
+
+
+def set_delivery_time(message: MessageQueueMixin, nanoseconds: int) -> None:
+    """Let a message that isn't enqueued yet go out at this time."""
+    message.time_next = nanoseconds
+    if "time_scheduled" in type(message).__table__.c:
+        message.time_scheduled = nanoseconds
+
+
+def fill(message: MessageQueueMixin) -> None:
+    """Give a message every value of the queue's columns that it doesn't have."""
+    have = message.__dict__
+    now = clock.now()
+    if have.get("id") is None:
+        message.id = random_id()
+    if have.get("epoch") is None:
+        message.epoch = 0
+    columns = type(message).__table__.c
+    if have.get("priority") is None and "priority" in columns:
+        message.priority = DEFAULT_PRIORITY
+    if "time_scheduled" in columns:
+        if have.get("time_scheduled") is None:
+            message.time_scheduled = now if have.get("time_next") is None else have["time_next"]
+        if have.get("time_created") is None:
+            message.time_created = now
+        now = have["time_scheduled"]
+    if have.get("time_next") is None:
+        message.time_next = now
+
+
+def check(message: MessageQueueMixin) -> None:
+    """Refuse values that the table can't hold, or that Vitess would never deliver."""
+    limits = {"id": range(1, MAX_ID + 1), "priority": PRIORITIES, "epoch": range(MAX_ID)}
+    limits |= dict.fromkeys(("time_scheduled", "time_created", "time_next"), range(MAX_ID + 1))
+    for name, allowed in limits.items():
+        value = message.__dict__.get(name)
+        if value is None:
+            continue
+        where = f"{type(message).__name__}.{name}={value!r}"
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidArgumentType(f"{where}: expected an int")
+        if value not in allowed:
+            raise InvalidArgument(f"{where}: expected from {allowed[0]} to {allowed[-1]}")
+    if message.__dict__.get("time_acked") is not None:
+        raise InvalidArgument(
+            f"{type(message).__name__}.time_acked={message.time_acked!r}: a message that is acked "
+            "when it is enqueued is never delivered; leave it out"
+        )
+
+
+def listen(mixin: type[MessageQueueMixin]) -> None:
+    """Fill and check every message of the mixin's subclasses."""
+    event.listen(mixin, "init", _on_init, propagate=True)
+    event.listen(mixin, "before_insert", _before_insert, propagate=True)
+
+
+def _on_init(message: MessageQueueMixin, _args: object, kwargs: dict[str, Any]) -> None:
+    if kwargs.get("deliver_at") is not None and kwargs.get("deliver_in") is not None:
+        raise InvalidArgument(
+            f"deliver_at={kwargs['deliver_at']!r} and deliver_in={kwargs['deliver_in']!r}: "
+            "give one of the two"
+        )
+    class_mapper(type(message))  # Configures the mappers, if that wasn't done yet.
+    # Popped, because a dataclass's constructor knows only the payload.
+    for name in ENQUEUE_ARGUMENTS:
+        value = kwargs.pop(name, None)
+        if value is not None:
+            setattr(message, name, value)
+    fill(message)
+
+
+def _before_insert(
+    _mapper: Mapper[Any], connection: Connection, message: MessageQueueMixin
+) -> None:
+    fill(message)
+    check(message)
+    table = type(message).__table__
+    if has_listeners(table):
+        after_commit(connection, notify, table)
+
+
+_statement_times: WeakKeyDictionary[DefaultExecutionContext, int] = WeakKeyDictionary()
+
+
+def _statement_time(context: DefaultExecutionContext) -> int:
+    """Return one time for all the rows and columns of a Core statement."""
+    return _statement_times.setdefault(context, clock.now())
+
+
+def default_time(context: DefaultExecutionContext) -> int:
+    """The column default of ``time_created`` in a Core insert."""
+    return _statement_time(context)
+
+
+def default_scheduled(context: DefaultExecutionContext) -> int:
+    """The column default of ``time_scheduled`` in a Core insert: ``time_next`` if given."""
+    return _first_given(context, "time_next")
+
+
+def default_next(context: DefaultExecutionContext) -> int:
+    """The column default of ``time_next`` in a Core insert: ``time_scheduled`` if given."""
+    return _first_given(context, "time_scheduled")
+
+
+def _first_given(context: DefaultExecutionContext, name: str) -> int:
+    parameters: Mapping[str, Any] = context.get_current_parameters()
+    value = parameters.get(name)
+    return int(value) if value is not None else _statement_time(context)
+
+
+def queue_table(model: type[MessageQueueMixin]) -> Table:
+    """Return the table of a queue model."""
+    table = model.__table__
+    assert isinstance(table, Table)
+    return table

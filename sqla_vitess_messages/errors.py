@@ -1,0 +1,53 @@
+"""Every error this library raises, all below :class:`MessageQueueError`."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlreadySettled",
+    "InvalidArgument",
+    "InvalidArgumentType",
+    "InvalidQueue",
+    "LeaseLost",
+    "MessageQueueError",
+    "QueueNotFound",
+    "SubscriberClosed",
+]
+
+
+class MessageQueueError(Exception):
+    """The base of all errors of this library."""
+
+
+class InvalidArgument(MessageQueueError, ValueError):
+    """An argument has a value that can't work. The text names it, and what would be right."""
+
+
+class InvalidArgumentType(MessageQueueError, TypeError):
+    """An argument has a type that can't work. The text names it, and what would be right."""
+
+
+class InvalidQueue(InvalidArgument):
+    """A model, a table or a table comment doesn't make a working message queue.
+
+    Raised before any DDL is sent, because one malformed message table stops the schema
+    reloading of its whole Vitess tablet.
+    """
+
+
+class AlreadySettled(MessageQueueError):
+    """Somebody else acked this message first, so its effect must not happen a second time.
+
+    Let it leave the transaction's block: the rollback undoes the effect.
+    """
+
+
+class LeaseLost(MessageQueueError):
+    """The message is no longer leased to this holder, who may not fail, retry or extend it."""
+
+
+class QueueNotFound(MessageQueueError):
+    """The database has no such table, or the table is not the queue that the model says."""
+
+
+class SubscriberClosed(MessageQueueError):
+    """The subscriber isn't open."""

@@ -1,0 +1,58 @@
+"""The shapes a queue's table can have: its first columns, its key and its indexes.
+
+=========== ==========================================================================
+portable    The six columns of the original layout, then ``priority``. The default.
+classic     Exactly the original layout, for Vitess 5 and older; newer ones refuse it.
+minimal     The table in today's documentation of Vitess: one index pair less to keep,
+            but neither the creation nor the scheduled time.
+=========== ==========================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .options import Layout
+
+__all__ = ["LAYOUTS", "LayoutSpec"]
+
+DEFAULT_PRIORITY = 50
+"""Vitess's own default. Lower numbers go out first."""
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """An index; a name in ``columns`` may end in `` desc``."""
+
+    name: str
+    columns: tuple[str, ...]
+    unique: bool = False
+
+
+@dataclass(frozen=True)
+class LayoutSpec:
+    """A layout: the names of the required columns in order, the key, the indexes."""
+
+    columns: tuple[str, ...]
+    primary_key: tuple[str, ...]
+    indexes: tuple[IndexSpec, ...]
+    streams_all: bool = True
+    """Whether ``vt_message_cols`` names every column. Vitess 5 doesn't know that option."""
+
+
+_ORIGINAL = ("time_scheduled", "id", "time_next", "epoch", "time_created", "time_acked")
+_ID_INDEX = IndexSpec("id_idx", ("id",), unique=True)
+_NEXT_INDEX = IndexSpec("next_idx", ("time_next", "epoch"))
+_POLLER_INDEX = IndexSpec("poller_idx", ("time_acked", "priority", "time_next desc"))
+
+LAYOUTS: dict[Layout, LayoutSpec] = {
+    "portable": LayoutSpec(
+        (*_ORIGINAL, "priority"), ("time_scheduled", "id"), (_ID_INDEX, _NEXT_INDEX, _POLLER_INDEX)
+    ),
+    "classic": LayoutSpec(
+        _ORIGINAL, ("time_scheduled", "id"), (_ID_INDEX, _NEXT_INDEX), streams_all=False
+    ),
+    "minimal": LayoutSpec(
+        ("id", "priority", "epoch", "time_next", "time_acked"), ("id",), (_POLLER_INDEX,)
+    ),
+}

@@ -1,0 +1,256 @@
+"""A model that is a message queue.
+
+.. code-block:: python
+
+    class WelcomeEmail(MessageQueueMixin, Base):
+        __tablename__ = "welcome_email"
+        __queue__ = QueueOptions(ack_wait=30)
+        address: Mapped[str] = mapped_column(String(255))
+
+    session.add(WelcomeEmail(address="ada@example.com", deliver_in=60))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, TypeVar
+
+from sqlalchemy import BigInteger, FromClause, SmallInteger, Table, event, inspect
+from sqlalchemy.dialects import mysql
+from sqlalchemy.orm import Mapped, Mapper, declared_attr, mapped_column
+
+from . import clock, enqueue, leases
+from .ddl import make_queue_table
+from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
+from .layouts import DEFAULT_PRIORITY, LAYOUTS
+from .leases import Lease, Transactional
+from .options import QueueOptions
+
+__all__ = ["MessageQueueMixin"]
+
+Q = TypeVar("Q", bound="MessageQueueMixin")
+
+_FIRST = -2_000_000
+"""The sort_order of the queue's first column: before whatever the user adds."""
+
+_TINYINT = SmallInteger().with_variant(mysql.TINYINT(), "mysql", "mariadb")
+
+
+def _column(cls: type[MessageQueueMixin], name: str, **options: Any) -> Any:
+    """Return the column of one of the queue's attributes, None if the layout lacks it."""
+    layout = LAYOUTS[_options(cls).layout]
+    if name not in layout.columns:
+        return None
+    is_key = name in layout.primary_key
+    options.setdefault("nullable", True)
+    if _options(cls).layout == "classic":
+        # The original table declares neither defaults nor NOT NULL; a key has it anyway.
+        options |= {"nullable": True, "server_default": None}
+    return mapped_column(
+        name,
+        options.pop("type_", BigInteger),
+        primary_key=is_key,
+        autoincrement=False,
+        sort_order=_FIRST + layout.columns.index(name),
+        **options,
+    )
+
+
+class MessageQueueMixin:
+    """Gives a declarative model the columns, keys, indexes and comment of a message table.
+
+    Set :class:`QueueOptions` as ``__queue__``; without it the defaults hold. Payload columns of
+    any type follow the queue's own. The constructor also takes ``deliver_at`` (an aware datetime),
+    ``deliver_in`` (seconds or a timedelta), ``priority`` (-128 to 127, lower goes first) and ``id``.
+
+    :raises InvalidQueue: when the class can't make a working queue, as soon as it is defined.
+    """
+
+    __queue__: ClassVar[QueueOptions] = QueueOptions()
+    __table__: ClassVar[FromClause]
+    _lease: ClassVar[Lease | None] = None
+
+    @declared_attr
+    def time_scheduled(cls) -> Mapped[int]:
+        """When it was to go out first, in ns since 1970. Not in the minimal layout."""
+        return _column(cls, "time_scheduled", nullable=False, default=enqueue.default_scheduled)  # type: ignore[no-any-return]
+
+    @declared_attr
+    def id(cls) -> Mapped[int]:
+        """A random positive 63-bit integer, unless given."""
+        return _column(cls, "id", nullable=False, default=enqueue.random_id)  # type: ignore[no-any-return]
+
+    @declared_attr
+    def time_next(cls) -> Mapped[int | None]:
+        """When it goes out next, in ns since 1970; NULL once acked."""
+        return _column(cls, "time_next", default=enqueue.default_next, server_default="0")  # type: ignore[no-any-return]
+
+    @declared_attr
+    def epoch(cls) -> Mapped[int]:
+        """How often it was handed out before."""
+        return _column(cls, "epoch", nullable=False, default=0, server_default="0")  # type: ignore[no-any-return]
+
+    @declared_attr
+    def time_created(cls) -> Mapped[int]:
+        """When it was made, in ns since 1970. Not in the minimal layout."""
+        return _column(cls, "time_created", default=enqueue.default_time)  # type: ignore[no-any-return]
+
+    @declared_attr
+    def time_acked(cls) -> Mapped[int | None]:
+        """When it was acked, in ns since 1970; NULL before."""
+        return _column(cls, "time_acked")  # type: ignore[no-any-return]
+
+    @declared_attr
+    def priority(cls) -> Mapped[int]:
+        """Lower goes out first, -128 to 127. Not in the classic layout."""
+        return _column(
+            cls, "priority", type_=_TINYINT, nullable=False,
+            default=DEFAULT_PRIORITY, server_default=str(DEFAULT_PRIORITY),
+        )  # type: ignore[no-any-return]  # fmt: skip
+
+    @property
+    def deliver_at(self) -> datetime | None:
+        """When the message goes out (again), in UTC; None once it is acked.
+
+        Set it, or ``deliver_in``, before the message is enqueued.
+
+        :raises InvalidArgument: when set to a datetime without a time zone.
+        """
+        return None if self.time_next is None else clock.to_datetime(self.time_next)
+
+    @deliver_at.setter
+    def deliver_at(self, value: datetime) -> None:
+        self._set_delivery_time(clock.from_datetime(value, "deliver_at"))
+
+    @property
+    def deliver_in(self) -> timedelta | None:
+        """How long until the message goes out, counted from now; None once it is acked."""
+        at = self.time_next
+        return None if at is None else timedelta(microseconds=(at - clock.now()) / 1000)
+
+    @deliver_in.setter
+    def deliver_in(self, value: float | timedelta) -> None:
+        delay = clock.to_nanoseconds(clock.to_seconds(value, "deliver_in"))
+        self._set_delivery_time(clock.now() + delay)
+
+    def ack(self, session: Transactional) -> None:
+        """Settle the message in the caller's transaction: its work is done.
+
+        While nobody has acked, an ack succeeds, even after the lease ran out.
+
+        :param session: the Session or Connection of the transaction that has the effect.
+        :raises AlreadySettled: when another holder acked first. Let it leave the transaction's
+            block: the rollback is what makes the effect happen once.
+        """
+        leases.ack(type(self), session, [self])
+
+    def fail(self, session: Transactional) -> None:
+        """Settle the message as dead in the caller's transaction: it is never delivered again.
+
+        :param session: a Session or Connection.
+        :raises LeaseLost: when the message has been delivered to somebody else since.
+        """
+        leases.fail(type(self), session, [self])
+
+    def retry(self, session: Transactional, delay: float | timedelta | None = None) -> None:
+        """Give the message back in the caller's transaction, to be delivered again.
+
+        :param session: a Session or Connection.
+        :param delay: seconds or a timedelta from now. Default: the queue's backoff, doubled at each
+            delivery, with jitter.
+        :raises LeaseLost: when the message has been delivered to somebody else since.
+        """
+        leases.retry(type(self), session, [self], delay)
+
+    def extend(self, session: Transactional, seconds: float | timedelta) -> None:
+        """Let the lease end this long from now, for work that takes longer than ``ack_wait``.
+
+        :param session: a Session or Connection; the extension holds when it commits.
+        :param seconds: more than 0 seconds, or a timedelta.
+        :raises LeaseLost: when the message has been delivered to somebody else since.
+        """
+        leases.extend(type(self), session, [self], seconds)
+
+    @classmethod
+    def ack_all(cls: type[Q], session: Transactional, messages: Iterable[Q]) -> None:
+        """Ack many messages by one statement for each 500.
+
+        :raises AlreadySettled: when any of them was acked before: roll back, and none is.
+        """
+        leases.ack(cls, session, messages)
+
+    @classmethod
+    def fail_all(cls: type[Q], session: Transactional, messages: Iterable[Q]) -> None:
+        """Fail many messages by one statement for each 500 of the same epoch.
+
+        :raises LeaseLost: when the lease of any of them has moved on.
+        """
+        leases.fail(cls, session, messages)
+
+    @classmethod
+    def retry_all(
+        cls: type[Q],
+        session: Transactional,
+        messages: Iterable[Q],
+        delay: float | timedelta | None = None,
+    ) -> None:
+        """Retry many messages by one statement for each 500 of the same epoch.
+
+        :raises LeaseLost: when the lease of any of them has moved on.
+        """
+        leases.retry(cls, session, messages, delay)
+
+    def _set_delivery_time(self, nanoseconds: int) -> None:
+        if inspect(self).key is not None:
+            raise InvalidArgument(
+                "deliver_at and deliver_in are for messages that aren't enqueued yet; "
+                "use message.retry(session, delay=...)"
+            )
+        enqueue.set_delivery_time(self, nanoseconds)
+
+
+_API = frozenset(name for name in vars(MessageQueueMixin) if not name.startswith("__"))
+
+
+@event.listens_for(MessageQueueMixin, "instrument_class", propagate=True)
+def _define_queue(mapper: Mapper[Any], cls: type[MessageQueueMixin]) -> None:
+    """Check the class that is being mapped, and make its table a queue."""
+    table = mapper.local_table
+    if mapper.inherits is not None:
+        raise InvalidQueue(
+            f"{cls.__name__}: a queue is one table with one class; inherit from an abstract base "
+            f"(__abstract__ = True) or a mixin instead of from {mapper.inherits.class_.__name__}"
+        )
+    if not isinstance(table, Table):
+        raise InvalidQueue(f"{cls.__name__}: a queue is mapped to a Table, not to {table!r}")
+    try:
+        _check_attributes(cls, table)
+        make_queue_table(table, _options(cls))
+    except InvalidQueue:
+        table.metadata.remove(table)  # Else create_all would make a broken table.
+        raise
+
+
+def _options(cls: type[MessageQueueMixin]) -> QueueOptions:
+    options = cls.__queue__
+    if not isinstance(options, QueueOptions):
+        raise InvalidArgumentType(f"{cls.__name__}.__queue__={options!r}: expected QueueOptions")
+    return options
+
+
+def _check_attributes(cls: type[MessageQueueMixin], table: Table) -> None:
+    """Refuse attributes that hide what the library needs."""
+    queue_columns = LAYOUTS[_options(cls).layout].columns
+    for base in cls.__mro__[: cls.__mro__.index(MessageQueueMixin)]:
+        for name in _API & vars(base).keys():
+            # Declarative puts the mapped attribute there, None where the layout has none.
+            if vars(base)[name] is None or (name in queue_columns and name in table.c):
+                continue
+            raise InvalidQueue(
+                f"{cls.__name__}.{name}: the name belongs to MessageQueueMixin; choose another, "
+                "or map the column under another attribute"
+            )
+
+
+enqueue.listen(MessageQueueMixin)

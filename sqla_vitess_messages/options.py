@@ -1,0 +1,188 @@
+"""How Vitess treats a queue: the options it reads from the table's comment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Literal, get_args
+
+from .clock import to_seconds
+from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
+
+__all__ = ["Layout", "QueueOptions"]
+
+Layout = Literal["portable", "classic", "minimal"]
+"""The names of the table layouts; see :mod:`sqla_vitess_messages.layouts`."""
+
+MARK = "vitess_message"
+"""What the comment of a message table begins with."""
+
+MIN_SECONDS = 0.001
+"""The shortest duration accepted. Vitess takes 0 without a word, and then never polls."""
+
+FORBIDDEN_IN_NAMES = ",=|"
+"""What separates the parts of the comment can't stand in a column's name."""
+
+_DURATIONS = ("ack_wait", "purge_after", "poller_interval", "min_backoff", "max_backoff")
+_COUNTS = ("batch_size", "cache_size")
+_REQUIRED = ("ack_wait", "purge_after", "batch_size", "cache_size", "poller_interval")
+_OPTIONAL = ("min_backoff", "max_backoff")
+
+
+@dataclass(frozen=True, init=False)
+class QueueOptions:
+    """The options of one queue, checked when made. Set as ``__queue__`` on the model.
+
+    Durations are seconds (int or float) or a :class:`~datetime.timedelta`, from 1 ms up.
+
+    :param ack_wait: how long a message that was handed out may stay unacked before it comes back.
+    :param purge_after: how long after its ack a message is deleted.
+    :param batch_size: how many messages Vitess sends at a time.
+    :param cache_size: how many waiting messages the tablet keeps in memory; at least ``batch_size``.
+    :param poller_interval: how often the tablet looks for messages that became due.
+    :param min_backoff: what is added to ``ack_wait`` at the first redelivery, and doubled at each
+        further one. Default: ``ack_wait``, as in Vitess.
+    :param max_backoff: the most that is added. Default: no limit.
+    :param message_cols: the columns streamed, ``id`` first. Default: all columns that an
+        instance needs.
+    :param layout: ``"portable"``, ``"classic"`` or ``"minimal"``.
+    :raises InvalidArgument: when a value is out of range. Vitess stops reloading the schema of the
+        whole tablet over some such values, and misbehaves silently over others.
+    :raises InvalidArgumentType: when a value is of another type.
+
+    Source of the rules: ``go/vt/vttablet/tabletserver/schema/load_table.go`` in Vitess.
+    """
+
+    ack_wait: float
+    purge_after: float
+    batch_size: int
+    cache_size: int
+    poller_interval: float
+    min_backoff: float | None
+    max_backoff: float | None
+    message_cols: tuple[str, ...] | None
+    layout: Layout
+
+    def __init__(
+        self,
+        *,
+        ack_wait: float | timedelta = 30,
+        purge_after: float | timedelta = 86_400,
+        batch_size: int = 10,
+        cache_size: int = 10_000,
+        poller_interval: float | timedelta = 30,
+        min_backoff: float | timedelta | None = None,
+        max_backoff: float | timedelta | None = None,
+        message_cols: Sequence[str] | None = None,
+        layout: Layout = "portable",
+    ) -> None:
+        def duration(name: str, value: float | timedelta) -> float:
+            return to_seconds(value, name, minimum=MIN_SECONDS)
+
+        values: dict[str, object] = {
+            "ack_wait": duration("ack_wait", ack_wait),
+            "purge_after": duration("purge_after", purge_after),
+            "poller_interval": duration("poller_interval", poller_interval),
+            "min_backoff": None if min_backoff is None else duration("min_backoff", min_backoff),
+            "max_backoff": None if max_backoff is None else duration("max_backoff", max_backoff),
+            "batch_size": _count("batch_size", batch_size),
+            "cache_size": _count("cache_size", cache_size),
+            "message_cols": None if message_cols is None else _columns(message_cols),
+            "layout": layout,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        if cache_size < batch_size:
+            raise InvalidArgument(
+                f"cache_size={cache_size}: must be at least batch_size={batch_size}"
+            )
+        if self.max_backoff is not None and self.max_backoff < self.first_backoff:
+            raise InvalidArgument(
+                f"max_backoff={self.max_backoff}: must be at least min_backoff, which is "
+                f"{self.first_backoff} (ack_wait unless given)"
+            )
+        if layout not in get_args(Layout):
+            raise InvalidArgument(f"layout={layout!r}: expected one of {get_args(Layout)}")
+
+    @property
+    def first_backoff(self) -> float:
+        """What is added to ``ack_wait`` at the first redelivery, in seconds."""
+        return self.ack_wait if self.min_backoff is None else self.min_backoff
+
+    def to_comment(self) -> str:
+        """Return the table comment that tells Vitess these options."""
+        parts = [MARK]
+        for name in (*_REQUIRED, *_OPTIONAL):
+            value = getattr(self, name)
+            if value is not None:
+                parts.append(f"vt_{name}={_number(value)}")
+        if self.message_cols is not None:
+            parts.append(f"vt_message_cols={'|'.join(self.message_cols)}")
+        return ",".join(parts)
+
+    @classmethod
+    def from_comment(cls, comment: str, *, layout: Layout = "portable") -> QueueOptions:
+        """Return the options that a table comment tells.
+
+        :param comment: the comment of a message table. The order of its options doesn't matter.
+        :param layout: the table's layout, which no comment tells.
+        :raises InvalidQueue: when Vitess could not work with the comment, or would ignore
+            a part of it.
+        """
+        mark, *parts = comment.split(",")
+        if mark != MARK:
+            raise InvalidQueue(f"comment {comment!r}: must begin with '{MARK},'")
+        given: dict[str, str] = {}
+        for part in parts:
+            key, equals, value = part.partition("=")
+            name = key.removeprefix("vt_")
+            known = name in (*_DURATIONS, *_COUNTS, "message_cols") and key == f"vt_{name}"
+            if not (known and equals and value) or name in given or value != value.strip():
+                raise InvalidQueue(
+                    f"comment {comment!r}: {part!r} is not one 'vt_<option>=<value>' of "
+                    f"{', '.join(f'vt_{n}' for n in (*_REQUIRED, *_OPTIONAL, 'message_cols'))}, "
+                    "each at most once and without spaces"
+                )
+            given[name] = value
+        if missing := [f"vt_{name}" for name in _REQUIRED if name not in given]:
+            raise InvalidQueue(f"comment {comment!r}: lacks {', '.join(missing)}")
+        try:
+            return cls(
+                **{name: float(text) for name, text in given.items() if name in _DURATIONS},  # type: ignore[arg-type]
+                **{name: int(text) for name, text in given.items() if name in _COUNTS},  # type: ignore[arg-type]
+                message_cols=given["message_cols"].split("|") if "message_cols" in given else None,
+                layout=layout,
+            )
+        except ValueError as error:
+            raise InvalidQueue(f"comment {comment!r}: {error}") from error
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgumentType(f"{name}={value!r}: expected an int")
+    if not 1 <= value <= 1_000_000:
+        raise InvalidArgument(f"{name}={value!r}: expected from 1 to 1000000")
+    return value
+
+
+def _columns(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise InvalidArgumentType(f"message_cols={names!r}: expected a sequence of column names")
+    if not names or names[0] != "id":
+        raise InvalidArgument(f"message_cols={names!r}: must begin with 'id'")
+    if len({name.lower() for name in names}) < len(names):
+        raise InvalidArgument(f"message_cols={names!r}: names a column twice")
+    for name in names:
+        if not name or any(mark in name for mark in FORBIDDEN_IN_NAMES):
+            raise InvalidArgument(
+                f"message_cols={names!r}: {name!r} can't be written in a table comment, "
+                f"where {' '.join(FORBIDDEN_IN_NAMES)} separate the parts"
+            )
+    return tuple(names)
+
+
+def _number(value: float) -> str:
+    """Write a number as Go's ParseFloat and Atoi read it, without an exponent."""
+    return format(Decimal(repr(value)), "f")

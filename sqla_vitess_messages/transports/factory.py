@@ -1,0 +1,101 @@
+"""Choose the transport by what the database is, and give it an engine of its own."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Union, get_args
+
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ..ddl import MYSQL, check_database, is_vitess
+from ..enqueue import queue_table
+from ..errors import InvalidArgument, InvalidArgumentType
+from .base import M, Transport
+from .pull import PullTransport
+from .stream import StreamTransport
+
+TransportName = Literal["auto", "stream", "pull"]
+
+Bind = Union[str, URL, Engine]
+
+
+def own_engine(bind: Bind) -> Engine:
+    """Return an engine that shares no connection with any other, and isn't connected yet.
+
+    :raises InvalidArgument: for a URL that can't be parsed or a SQLite database in memory.
+    :raises InvalidArgumentType: for anything but a URL or an Engine.
+    """
+    if isinstance(bind, Engine):
+        engine = Engine(
+            bind.pool.recreate(), bind.dialect, bind.url, hide_parameters=bind.hide_parameters
+        )
+    elif isinstance(bind, (str, URL)):
+        try:
+            engine = create_engine(make_url(bind))
+        except ArgumentError as error:
+            raise InvalidArgument(
+                "bind: expected a database URL such as sqlite:///app.db or "
+                "mysql+pymysql://user@host:3306/keyspace"
+            ) from error
+    else:
+        raise InvalidArgumentType(f"bind={bind!r}: expected a URL or an Engine")
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    elif engine.dialect.name not in MYSQL:
+        raise InvalidArgument(
+            f"bind: a {engine.dialect.name} database; supported are SQLite, MySQL, MariaDB, Vitess"
+        )
+    return engine
+
+
+def make_transport(model: type[M], engine: Engine, name: TransportName) -> Transport[M]:
+    """Connect, check that the queue is there, and return the transport.
+
+    ``auto`` pulls on every database. Measured on Vitess with vtgate's default flags, a stream over
+    the MySQL protocol delivers later (p50 0.9 s against 0.05 s or less at 200 messages/s) and leases more
+    than it was asked for; see docs/explanation/transports.md.
+
+    :raises QueueNotFound: when the table is missing, or is not the model's queue.
+    :raises InvalidArgument: when the database can't do what ``name`` says.
+    """
+    with engine.connect() as connection:
+        check_database(connection, queue_table(model))
+        vitess = is_vitess(connection)
+    if name == "stream":
+        if not vitess:
+            raise InvalidArgument(
+                f"transport='stream': the {engine.dialect.name} database is no Vitess and "
+                "streams nothing; use 'pull' or 'auto'"
+            )
+        if engine.dialect.driver != "pymysql":
+            raise InvalidArgument(
+                f"transport='stream': needs the driver pymysql, not {engine.dialect.driver}"
+            )
+        return StreamTransport(model, engine)
+    # Vitess's tablets purge by themselves.
+    return PullTransport(model, engine, purges=not vitess)
+
+
+def check_transport_name(name: str) -> None:
+    """Refuse a name that no transport has."""
+    if name not in get_args(TransportName):
+        raise InvalidArgument(f"transport={name!r}: expected one of {get_args(TransportName)}")
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    """Make each transaction take SQLite's write lock at once: then a pull can't fail half-way."""
+    database = engine.url.database
+    if not database or ":memory:" in database or "mode=memory" in str(engine.url.query):
+        raise InvalidArgument(
+            "bind: a SQLite database in memory belongs to one connection, and a subscriber has "
+            "its own; use a file, as in sqlite:///app.db"
+        )
+
+    def leave_transactions_to_sqlalchemy(dbapi_connection: Any, _record: object) -> None:
+        dbapi_connection.isolation_level = None
+
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", leave_transactions_to_sqlalchemy)
+    event.listen(engine, "begin", begin)

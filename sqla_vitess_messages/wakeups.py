@@ -1,0 +1,31 @@
+"""Wake the subscribers of this process when a commit in this process enqueued for them."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from weakref import WeakSet
+
+from sqlalchemy import FromClause
+
+_listeners: dict[FromClause, WeakSet[threading.Event]] = defaultdict(WeakSet)
+_lock = threading.Lock()
+
+
+def listen(table: FromClause, wake: threading.Event) -> None:
+    """Set ``wake`` whenever messages of ``table`` were committed, as long as it lives."""
+    with _lock:
+        _listeners[table].add(wake)
+
+
+def has_listeners(table: FromClause) -> bool:
+    """Say whether anybody waits for messages of ``table``."""
+    return table in _listeners and bool(_listeners[table])
+
+
+def notify(table: FromClause) -> None:
+    """Set the events of everybody who waits for messages of ``table``."""
+    with _lock:
+        waiting = list(_listeners[table])
+    for wake in waiting:
+        wake.set()

@@ -1,0 +1,12 @@
+"""A real Vitess, without Docker: get its parts, start it, break it, stop it.
+
+``python -m tools.vitess --help`` is the command; the tests use the classes directly.
+Nothing here needs root, and nothing outside the cache and the data folder is written.
+"""
+
+from .cluster import Cluster
+from .dev import Dev
+from .mysqld import MySQL
+from .parts import MissingTool, install
+
+__all__ = ["Cluster", "Dev", "MissingTool", "MySQL", "install"]

@@ -1,0 +1,65 @@
+"""``python -m tools.vitess``: install, start, stop, kill, restart, reparent."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from .cluster import TABLETS, Cluster
+from .dev import Dev
+from .parts import MissingTool, cache_dir, install
+from .process import ServerFailed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.vitess", description=__doc__)
+    parser.add_argument("--folder", type=Path, help="data folder; default: in the cache")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("install", help="get every part into the cache")
+    kinds = ("cluster", "dev")
+    for name, text in (("start", "start, and print the URLs"), ("stop", "end every process"),
+                       ("remove", "stop, and delete the data")):  # fmt: skip
+        commands.add_parser(name, help=text).add_argument("kind", choices=kinds)
+    for name, text in (("kill", "end a part with SIGKILL"), ("restart", "start a part again")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("kind", choices=kinds)
+        command.add_argument("part", help="such as vtgate or vttablet-100")
+    reparent = commands.add_parser("reparent", help="make a tablet the primary of its shard")
+    reparent.add_argument("tablet", choices=[tablet.name for tablet in TABLETS])
+    arguments = parser.parse_args()
+    try:
+        _run(arguments)
+    except (MissingTool, ServerFailed, KeyError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.command == "install":
+        print(install())
+        return
+    kind = getattr(arguments, "kind", "cluster")
+    folder = arguments.folder or cache_dir() / "run" / kind
+    vitess = Cluster(folder) if kind == "cluster" else Dev(folder)
+    if arguments.command == "start":
+        vitess.start()
+        if isinstance(vitess, Cluster):
+            print(f"flush delay 100 ms  {vitess.url()}\nflush delay 1 ms    {vitess.url(gate='vtgate-fast')}")
+        else:
+            print(vitess.url())
+    elif arguments.command in ("stop", "remove"):
+        vitess.stop()
+        if arguments.command == "remove":
+            shutil.rmtree(folder)
+    elif arguments.command == "reparent":
+        assert isinstance(vitess, Cluster)
+        vitess.reparent(next(t for t in TABLETS if t.name == arguments.tablet))
+    else:
+        getattr(vitess, arguments.command)(arguments.part)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""A Vitess cluster of separate processes, as in production.
+
+Keyspaces: ``main``, unsharded, a primary and a replica; ``sharded``, shards -80 and 80-.
+Two vtgates: ``vtgate`` with default flags, ``vtgate-fast`` with a flush delay of 1 ms.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pymysql
+
+from .mysqld import MySQL
+from .parts import Parts, install
+from .process import Server, ServerFailed, free_port, listens, make_folder
+
+CELL = "local"
+MAIN = "main"
+SHARDED = "sharded"
+
+
+@dataclass(frozen=True)
+class Tablet:
+    """A vttablet and where it belongs."""
+
+    uid: int
+    keyspace: str
+    shard: str
+
+    @property
+    def alias(self) -> str:
+        return f"{CELL}-{self.uid:010d}"
+
+    @property
+    def name(self) -> str:
+        return f"vttablet-{self.uid}"
+
+
+TABLETS = (
+    Tablet(100, MAIN, "0"),
+    Tablet(101, MAIN, "0"),
+    Tablet(200, SHARDED, "-80"),
+    Tablet(300, SHARDED, "80-"),
+)
+PRIMARIES = (TABLETS[0], TABLETS[2], TABLETS[3])
+GATES = {"vtgate": [], "vtgate-fast": ["--mysql_server_flush_delay", "1ms"]}
+
+
+@dataclass
+class _Ports:
+    """Chosen at the first start and kept, so that a part comes back where it was."""
+
+    etcd: int = field(default_factory=free_port)
+    etcd_peer: int = field(default_factory=free_port)
+    vtctld: int = field(default_factory=free_port)
+    vtctld_grpc: int = field(default_factory=free_port)
+    tablets: dict[str, int] = field(
+        default_factory=lambda: {tablet.name: free_port() for tablet in TABLETS}
+    )
+    tablets_grpc: dict[str, int] = field(
+        default_factory=lambda: {tablet.name: free_port() for tablet in TABLETS}
+    )
+    gates: dict[str, int] = field(default_factory=lambda: {gate: free_port() for gate in GATES})
+    gates_grpc: dict[str, int] = field(default_factory=lambda: {gate: free_port() for gate in GATES})
+    gates_mysql: dict[str, int] = field(
+        default_factory=lambda: {gate: free_port() for gate in GATES}
+    )
+
+
+class Cluster:
+    """The cluster with its data in ``folder``; made on the first start, found again later."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._parts: Parts = install()
+        make_folder(folder)
+        saved = folder / "ports.json"
+        if saved.exists():
+            self.ports = _Ports(**json.loads(saved.read_text()))
+        else:
+            self.ports = _Ports()
+            saved.write_text(json.dumps(asdict(self.ports)))
+        self.servers: dict[str, Server] = {}
+        self._declare()
+
+    def url(self, keyspace: str = MAIN, gate: str = "vtgate") -> str:
+        """Return the SQLAlchemy URL of a keyspace through one of the vtgates."""
+        return f"mysql+pymysql://user@127.0.0.1:{self.ports.gates_mysql[gate]}/{keyspace}"
+
+    def start(self) -> None:
+        """Start everything and wait until both vtgates serve. Safe to repeat."""
+        first_time = not (self._folder / "initialized").exists()
+        self.servers["etcd"].start()
+        for tablet in TABLETS:
+            self.servers[f"mysqld-{tablet.uid}"].start()
+        self.servers["etcd"].wait_until(lambda: listens(self.ports.etcd))
+        self.servers["vtctld"].start()
+        self.servers["vtctld"].wait_until(lambda: listens(self.ports.vtctld_grpc))
+        if first_time:
+            self._make_topology()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._start_tablet, TABLETS))
+        if first_time:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(self.reparent, PRIMARIES))
+            (self._folder / "initialized").touch()
+        for gate in GATES:
+            self.servers[gate].start()
+        for gate in GATES:
+            self.wait_for_gate(gate)
+
+    def stop(self) -> None:
+        """End everything that runs. Safe to repeat."""
+        with ThreadPoolExecutor() as pool:
+            for kind in ("vtgate", "vttablet", "vtctld", "mysqld", "etcd"):
+                servers = [s for name, s in self.servers.items() if name.startswith(kind)]
+                list(pool.map(partial(_stop, grace=10 if kind == "mysqld" else 2), servers))
+
+    def kill(self, part: str) -> None:
+        """End one part with SIGKILL, as a crash would."""
+        self.servers[part].kill()
+
+    def restart(self, part: str) -> None:
+        """Start one part again and wait until it serves."""
+        server = self.servers[part]
+        server.stop()
+        server.start()
+        if part in GATES:
+            self.wait_for_gate(part)
+        elif part.startswith("vttablet"):
+            server.wait_until(lambda: listens(self.ports.tablets_grpc[part]))
+
+    def reparent(self, primary: Tablet) -> None:
+        """Make a tablet the primary of its shard, as planned maintenance does."""
+        self.vtctl(
+            "PlannedReparentShard", f"{primary.keyspace}/{primary.shard}",
+            "--new-primary", primary.alias,
+        )  # fmt: skip
+
+    def primary(self, keyspace: str = MAIN, shard: str = "0") -> Tablet:
+        """Return the tablet that is the shard's primary now."""
+        record = json.loads(self.vtctl("GetShard", f"{keyspace}/{shard}"))
+        uid = record["shard"]["primary_alias"]["uid"]
+        return next(tablet for tablet in TABLETS if tablet.uid == uid)
+
+    def vtctl(self, *arguments: str) -> str:
+        """Run vtctldclient and return what it prints."""
+        command = [str(self._parts.vitess / "vtctldclient")]
+        command += ["--server", f"127.0.0.1:{self.ports.vtctld_grpc}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        if done.returncode:
+            raise ServerFailed(f"vtctldclient {' '.join(arguments)}\n{done.stderr[-2000:]}")
+        return done.stdout
+
+    def wait_for_gate(self, gate: str) -> None:
+        """Wait until a vtgate answers from every shard."""
+        port = self.ports.gates_mysql[gate]
+        shards = [f"{t.keyspace}:{t.shard}" for t in PRIMARIES]
+        self.servers[gate].wait_until(lambda: all(_answers(port, shard) for shard in shards))
+
+    def _make_topology(self) -> None:
+        self.vtctl(
+            "AddCellInfo", "--root", f"/vitess/{CELL}",
+            "--server-address", f"127.0.0.1:{self.ports.etcd}", CELL,
+        )  # fmt: skip
+        for keyspace in (MAIN, SHARDED):
+            self.vtctl("CreateKeyspace", "--durability-policy=none", keyspace)
+            vschema = {"sharded": keyspace == SHARDED}
+            self.vtctl("ApplyVSchema", "--vschema", json.dumps(vschema), keyspace)
+
+    def _start_tablet(self, tablet: Tablet) -> None:
+        mysqld = self.servers[f"mysqld-{tablet.uid}"]
+        assert isinstance(mysqld, MySQL)
+        mysqld.wait()
+        server = self.servers[tablet.name]
+        server.start()
+        server.wait_until(lambda: listens(self.ports.tablets_grpc[tablet.name]))
+
+    def _declare(self) -> None:
+        ports, run = self.ports, self._folder
+        vitess = self._parts.vitess
+        topology = [
+            "--topo_implementation", "etcd2",
+            "--topo_global_server_address", f"127.0.0.1:{ports.etcd}",
+            "--topo_global_root", "/vitess/global",
+        ]  # fmt: skip
+        logs = ["--logtostderr", "--bind-address", "127.0.0.1"]
+        self._add(
+            "etcd",
+            str(self._parts.etcd), "--data-dir", f"{run}/etcd", "--unsafe-no-fsync",
+            "--listen-client-urls", f"http://127.0.0.1:{ports.etcd}",
+            "--advertise-client-urls", f"http://127.0.0.1:{ports.etcd}",
+            "--listen-peer-urls", f"http://127.0.0.1:{ports.etcd_peer}",
+            "--initial-advertise-peer-urls", f"http://127.0.0.1:{ports.etcd_peer}",
+            "--initial-cluster", f"default=http://127.0.0.1:{ports.etcd_peer}",
+        )  # fmt: skip
+        self._add(
+            "vtctld",
+            str(vitess / "vtctld"), *topology, *logs, "--cell", CELL,
+            "--service_map", "grpc-vtctl,grpc-vtctld",
+            "--port", str(ports.vtctld), "--grpc_port", str(ports.vtctld_grpc),
+            "--grpc_bind_address", "127.0.0.1",
+        )  # fmt: skip
+        for tablet in TABLETS:
+            mysqld = MySQL(f"mysqld-{tablet.uid}", run, self._parts, [f"vt_{tablet.keyspace}"])
+            self.servers[mysqld.name] = mysqld
+            self._add(
+                tablet.name,
+                str(vitess / "vttablet"), *topology, *logs,
+                "--tablet-path", tablet.alias, "--tablet_hostname", "127.0.0.1",
+                "--init_keyspace", tablet.keyspace, "--init_shard", tablet.shard,
+                "--init_tablet_type", "replica", "--health_check_interval", "1s",
+                "--db_socket", str(mysqld.socket), "--mycnf_server_id", str(mysqld.port),
+                "--mycnf_socket_file", str(mysqld.socket),
+                "--mycnf_data_dir", f"{mysqld.data}/data",
+                "--mycnf_mysql_port", str(mysqld.port),
+                "--service_map", "grpc-queryservice,grpc-tabletmanager,grpc-updatestream",
+                "--port", str(ports.tablets[tablet.name]),
+                "--grpc_port", str(ports.tablets_grpc[tablet.name]),
+                "--grpc_bind_address", "127.0.0.1",
+            )  # fmt: skip
+        for gate, flags in GATES.items():
+            self._add(
+                gate,
+                str(vitess / "vtgate"), *topology, *logs, *flags,
+                "--cell", CELL, "--cells_to_watch", CELL,
+                "--tablet_types_to_wait", "PRIMARY", "--service_map", "grpc-vtgateservice",
+                "--mysql_auth_server_impl", "none", "--vschema_ddl_authorized_users", "%",
+                "--mysql_server_bind_address", "127.0.0.1",
+                "--mysql_server_port", str(ports.gates_mysql[gate]),
+                "--port", str(ports.gates[gate]), "--grpc_port", str(ports.gates_grpc[gate]),
+                "--grpc_bind_address", "127.0.0.1",
+            )  # fmt: skip
+
+    def _add(self, name: str, *command: str) -> None:
+        self.servers[name] = Server(
+            name, self._folder, command, env={"VTDATAROOT": str(self._folder)}
+        )
+
+
+def _stop(server: Server, grace: float) -> None:
+    server.stop(grace)
+
+
+def _answers(port: int, shard: str) -> bool:
+    try:
+        with pymysql.connect(host="127.0.0.1", port=port, user="user", database=shard,
+                             connect_timeout=5, read_timeout=5) as connection:  # fmt: skip
+            connection.cursor().execute("SELECT 1 FROM dual")
+    except (pymysql.MySQLError, OSError):
+        return False
+    return True

@@ -1,0 +1,123 @@
+"""One mysqld: the ground of a tablet, of vtcombo, or a plain MySQL for the tests."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from .parts import Parts, cache_dir
+from .process import Server, ServerFailed, free_port, give_to_servers, listens, make_folder, popen
+
+USERS = ("vt_dba", "vt_app", "vt_allprivs", "vt_repl", "vt_filtered")
+"""The accounts a vttablet works with. No password: the server listens on loopback only."""
+
+SETTINGS = """\
+[mysqld]
+bind-address=127.0.0.1
+mysqlx=0
+skip-name-resolve
+default_authentication_plugin=mysql_native_password
+log-bin=binlog
+gtid_mode=ON
+enforce_gtid_consistency=ON
+binlog_format=ROW
+log_slave_updates=ON
+performance_schema=OFF
+innodb_buffer_pool_size=64M
+innodb_log_file_size=16M
+innodb_flush_log_at_trx_commit=2
+sync_binlog=0
+max_connections=500
+"""
+
+
+class MySQL(Server):
+    """A mysqld with its data in ``folder/name``.
+
+    :param databases: names of the databases made at the first start.
+    """
+
+    def __init__(self, name: str, folder: Path, parts: Parts, databases: list[str]) -> None:
+        self.data = folder / name
+        self.socket = self.data / "mysql.sock"
+        self.settings = self.data / "my.cnf"
+        self._parts = parts
+        self._databases = databases
+        port_file = self.data / "port"
+        self.port = int(port_file.read_text()) if port_file.exists() else free_port()
+        super().__init__(
+            name,
+            folder,
+            [str(parts.mysqld), f"--defaults-file={self.settings}"]
+            + [f"--init-file={self.data}/init.sql"],
+            env={"LD_LIBRARY_PATH": parts.libraries},
+        )
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL of the first database."""
+        return f"mysql+pymysql://vt_dba@127.0.0.1:{self.port}/{self._databases[0]}"
+
+    def start(self) -> None:
+        if not self.data.exists():
+            self._create()
+        super().start()
+
+    def wait(self) -> None:
+        """Wait until it accepts connections."""
+        self.wait_until(lambda: listens(self.port))
+
+    def _create(self) -> None:
+        shutil.copytree(_initialized(self._parts), self.data)
+        (self.data / "port").write_text(str(self.port))
+        (self.data / "init.sql").write_text(self._first_statements())
+        self.settings.write_text(
+            f"{SETTINGS}basedir={self._parts.mysqld.parent.parent}\ndatadir={self.data}/data\n"
+            f"port={self.port}\nserver-id={self.port}\nsocket={self.socket}\n"
+            f"pid-file={self.data}/mysqld.pid\n"
+        )
+        give_to_servers(self.data)
+
+    def _first_statements(self) -> str:
+        """Return the statements run at every start; they change nothing the second time."""
+        lines = ["SET sql_log_bin=0;"]
+        lines += [f"CREATE DATABASE IF NOT EXISTS `{name}`;" for name in self._databases]
+        for user in USERS:
+            lines.append(f"CREATE USER IF NOT EXISTS {user}@'%' IDENTIFIED WITH mysql_native_password BY '';")
+            lines.append(f"GRANT ALL ON *.* TO {user}@'%' WITH GRANT OPTION;")
+        return "\n".join(lines) + "\n"
+
+
+def _initialized(parts: Parts) -> Path:
+    """Return an empty data folder that every mysqld starts as a copy of."""
+    version = subprocess.run(
+        [parts.mysqld, "--version"],
+        env={"LD_LIBRARY_PATH": parts.libraries},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()[2]
+    template = cache_dir() / f"mysql-data-{version}"
+    if not template.exists():
+        work = cache_dir() / f"mysql-data-{version}.tmp"
+        shutil.rmtree(work, ignore_errors=True)
+        make_folder(work)
+        (work / "my.cnf").write_text(
+            f"[mysqld]\nbasedir={parts.mysqld.parent.parent}\ndatadir={work}/data\n"
+            "innodb_log_file_size=16M\nskip-log-bin\n"
+        )
+        command = [str(parts.mysqld), f"--defaults-file={work}/my.cnf", "--initialize-insecure"]
+        done = popen(
+            command,
+            env={"LD_LIBRARY_PATH": parts.libraries},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        output, _ = done.communicate(timeout=300)
+        if done.returncode:
+            raise ServerFailed(f"mysqld --initialize-insecure failed\n{output.decode()[-2000:]}")
+        (work / "data/auto.cnf").unlink(missing_ok=True)  # The server's identity.
+        (work / "my.cnf").unlink()
+        work.rename(template)
+    return template

