@@ -1,5 +1,6 @@
 """Message queues in your SQL database, as SQLAlchemy models: Vitess, MySQL, MariaDB, SQLite."""
 
+from . import autocommit as _autocommit  # noqa: F401  # Makes rollbacks work on Vitess.
 from .errors import (
     AlreadySettled,
     InvalidArgument,

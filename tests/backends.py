@@ -1,0 +1,87 @@
+"""The databases and transports that the one delivery suite runs over, and queues to run it with."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, String, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sqla_vitess_messages import MessageQueueMixin, QueueOptions
+from sqla_vitess_messages.transports import TransportName
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A database server (None: SQLite) and the transport to receive by."""
+
+    name: str
+    server: str | None
+    transport: TransportName
+
+
+BACKENDS = [
+    Backend("sqlite", None, "auto"),
+    Backend("mysql", "mysql", "auto"),
+    Backend("vitess", "vtgate", "auto"),
+    Backend("vitess-stream", "vtgate-fast", "stream"),
+    Backend("dev", "dev", "auto"),
+    Backend("dev-stream", "dev", "stream"),
+]
+
+
+def make_queue_class(
+    options: QueueOptions,
+    *,
+    base: type[DeclarativeBase] | None = None,
+    attributes: dict[str, Any] | None = None,
+) -> type[Any]:
+    """Make a queue model with a table name that no other test has."""
+    if base is None:
+        base = type("Base", (DeclarativeBase,), {})
+    body = {
+        "__tablename__": f"queue_{secrets.token_hex(6)}",
+        "__queue__": options,
+        "__annotations__": {"body": Mapped[str]},
+        "body": mapped_column(String(255), default=""),
+        "__module__": __name__,
+        **(attributes or {}),
+    }
+    return type("Message", (MessageQueueMixin, base), body)
+
+
+def enqueue(engine: Engine, *messages: Any) -> None:
+    """Add messages in one transaction."""
+    with Session(engine) as session, session.begin():
+        session.add_all(messages)
+
+
+def ack(engine: Engine, *messages: Any) -> None:
+    """Ack messages in one transaction."""
+    with Session(engine) as session, session.begin():
+        for message in messages:
+            message.ack(session)
+
+
+def row(engine: Engine, message: Any) -> Any:
+    """Return the message's row as it is now, None if it is gone."""
+    table = type(message).__table__
+    with engine.connect() as connection:
+        return connection.execute(select(table).where(table.c.id == message.id)).one_or_none()
+
+
+def eventually(condition: Callable[[], Any], within: float = 15) -> Any:
+    """Return the condition's first true answer.
+
+    :raises AssertionError: when there is none in time.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        if answer := condition():
+            return answer
+        assert time.monotonic() < deadline, f"not within {within} s"
+        time.sleep(0.02)
