@@ -26,9 +26,7 @@ def now() -> int:
     return wall_clock()
 
 
-def to_seconds(
-    value: float | timedelta, name: str, *, minimum: float = 0
-) -> int | float:
+def to_seconds(value: float | timedelta, name: str, *, minimum: float = 0) -> int | float:
     """Check a duration and return it in seconds.
 
     :param value: seconds, or a timedelta.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Connection, Constraint, Index, Integer, Table, event, inspect, text
 from sqlalchemy.ext.compiler import compiles
@@ -13,7 +14,10 @@ from .errors import InvalidQueue, QueueNotFound
 from .layouts import LAYOUTS, IndexSpec, LayoutSpec
 from .options import FORBIDDEN_IN_NAMES, MARK, QueueOptions
 
-__all__ = ["OPTIONS_KEY", "check_database", "is_vitess", "make_queue_table"]
+if TYPE_CHECKING:
+    from .mixin import MessageQueueMixin
+
+__all__ = ["OPTIONS_KEY", "check_database", "is_vitess", "make_queue_table", "queue_table"]
 
 OPTIONS_KEY = "sqla_vitess_messages"
 """Where ``Table.info`` keeps the queue's options."""
@@ -51,16 +55,23 @@ def _compile_inline_index(element: _InlineIndex, compiler: DDLCompiler, **_kw: A
     return f"{unique}INDEX {quote(element.spec.name)} ({rendered})"
 
 
-def _is_mysql(_ddl: object, _target: object, _bind: object, **kw: Any) -> bool:
-    return kw["dialect"].name in MYSQL
+def _is_mysql(*_event: Any, **context: Any) -> bool:
+    return context["dialect"].name in MYSQL
 
 
-def _never(*_arguments: object, **_kw: Any) -> bool:
+def _never(*_event: Any, **_context: Any) -> bool:
     return False
 
 
-def _is_other(*arguments: object, **kw: Any) -> bool:
-    return kw["dialect"].name not in MYSQL
+def _is_other(*_event: Any, **context: Any) -> bool:
+    return context["dialect"].name not in MYSQL
+
+
+def queue_table(model: type[MessageQueueMixin]) -> Table:
+    """Return the table of a queue model."""
+    table = model.__table__
+    assert isinstance(table, Table)  # _define_queue has seen to it.
+    return table
 
 
 def make_queue_table(table: Table, options: QueueOptions) -> None:
@@ -92,8 +103,6 @@ def make_queue_table(table: Table, options: QueueOptions) -> None:
 
 
 def _with_message_cols(options: QueueOptions, names: list[str]) -> QueueOptions:
-    from dataclasses import fields
-
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return QueueOptions(**{**values, "message_cols": names})
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from functools import wraps
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Table, event
+from sqlalchemy import Connection, event
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapper, class_mapper
 
@@ -29,7 +31,7 @@ PRIORITIES = range(-128, 128)
 """What a TINYINT holds."""
 
 ENQUEUE_ARGUMENTS = ("deliver_at", "deliver_in", "id", "priority")
-"""Taken by the constructor of every message, a dataclass's too."""
+"""Taken by the constructor of every message."""
 
 
 def random_id() -> int:
@@ -91,18 +93,39 @@ def listen(mixin: type[MessageQueueMixin]) -> None:
     event.listen(mixin, "before_insert", _before_insert, propagate=True)
 
 
-def _on_init(message: MessageQueueMixin, _args: object, kwargs: dict[str, Any]) -> None:
-    if kwargs.get("deliver_at") is not None and kwargs.get("deliver_in") is not None:
+def extend_constructor(cls: type[MessageQueueMixin]) -> None:
+    """Let a constructor with fixed arguments, such as a dataclass's, take the queue's as well."""
+    original = cls.__init__
+    parameters = signature(original).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+
+    @wraps(original)
+    def __init__(self: MessageQueueMixin, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        _check_arguments(kwargs)
+        own = {
+            name: kwargs.pop(name)
+            for name in ENQUEUE_ARGUMENTS
+            if name in kwargs and name not in parameters
+        }
+        original(self, *args, **kwargs)
+        for name, value in own.items():
+            setattr(self, name, value)
+
+    cls.__init__ = __init__  # type: ignore[method-assign,assignment]
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    if arguments.get("deliver_at") is not None and arguments.get("deliver_in") is not None:
         raise InvalidArgument(
-            f"deliver_at={kwargs['deliver_at']!r} and deliver_in={kwargs['deliver_in']!r}: "
+            f"deliver_at={arguments['deliver_at']!r} and deliver_in={arguments['deliver_in']!r}: "
             "give one of the two"
         )
+
+
+def _on_init(message: MessageQueueMixin, _args: object, kwargs: dict[str, Any]) -> None:
     class_mapper(type(message))  # Configures the mappers, if that wasn't done yet.
-    # Popped, because a dataclass's constructor knows only the payload.
-    for name in ENQUEUE_ARGUMENTS:
-        value = kwargs.pop(name, None)
-        if value is not None:
-            setattr(message, name, value)
+    _check_arguments(kwargs)
     fill(message)
 
 
@@ -140,13 +163,6 @@ def default_next(context: DefaultExecutionContext) -> int:
 
 
 def _first_given(context: DefaultExecutionContext, name: str) -> int:
-    parameters: Mapping[str, Any] = context.get_current_parameters()
+    parameters: Mapping[str, Any] = context.get_current_parameters()  # type: ignore[no-untyped-call]
     value = parameters.get(name)
     return int(value) if value is not None else _statement_time(context)
-
-
-def queue_table(model: type[MessageQueueMixin]) -> Table:
-    """Return the table of a queue model."""
-    table = model.__table__
-    assert isinstance(table, Table)
-    return table

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from . import clock
 from .backoff import backoff
-from .ddl import OPTIONS_KEY
+from .ddl import OPTIONS_KEY, queue_table
 from .errors import AlreadySettled, InvalidArgument, InvalidArgumentType, LeaseLost
 from .layouts import LAYOUTS
 from .options import QueueOptions
@@ -102,7 +102,7 @@ def ack(
     model: type[MessageQueueMixin], session: Transactional, messages: Iterable[MessageQueueMixin]
 ) -> None:
     """Ack messages; see :meth:`.MessageQueueMixin.ack_all`."""
-    table, batch = _table(model), _checked(model, messages)
+    table, batch = queue_table(model), _checked(model, messages)
     connection = _connection(model, session)
     values = {"time_acked": clock.now(), "time_next": None}
     for chunk in _chunks(batch):
@@ -165,7 +165,7 @@ def _postpone(
     committed: Callable[[Lease], None],
 ) -> None:
     """Set ``time_next`` of messages whose lease holds."""
-    table, batch = _table(model), _checked(model, messages)
+    table, batch = queue_table(model), _checked(model, messages)
     if over := [m for m in batch if (lease := lease_of(m)) is not None and lease.settled]:
         raise LeaseLost(f"these messages of {table.name!r} are settled already: {_ids(over)}")
     _confirm(batch)
@@ -224,9 +224,13 @@ def _keys(table: Table, *, one: bool) -> Iterator[Any]:
     if not one:
         yield table.c.id.in_(bindparam("_ids", expanding=True))
         return
-    options: QueueOptions = table.info[OPTIONS_KEY]
-    for name in LAYOUTS[options.layout].primary_key:
+    for name in _primary_key(table):
         yield table.c[name] == bindparam(f"_{name}")
+
+
+def _primary_key(table: Table) -> tuple[str, ...]:
+    options: QueueOptions = table.info[OPTIONS_KEY]
+    return LAYOUTS[options.layout].primary_key
 
 
 def _execute(
@@ -236,9 +240,7 @@ def _execute(
     parameters: dict[str, Any],
 ) -> int:
     if len(chunk) == 1:
-        table = chunk[0].__table__
-        options: QueueOptions = table.info[OPTIONS_KEY]
-        for name in LAYOUTS[options.layout].primary_key:
+        for name in _primary_key(queue_table(type(chunk[0]))):
             parameters[f"_{name}"] = getattr(chunk[0], name)
     else:
         parameters["_ids"] = [message.id for message in chunk]
@@ -254,12 +256,6 @@ def _when_committed(
         lease = lease_of(message)
         if lease is not None:
             after_commit(connection, call, lease)
-
-
-def _table(model: type[MessageQueueMixin]) -> Table:
-    table = model.__table__
-    assert isinstance(table, Table)
-    return table
 
 
 def _checked(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sqlalchemy import BigInteger, FromClause, SmallInteger, Table, event, inspect
 from sqlalchemy.dialects import mysql
@@ -37,24 +37,30 @@ _FIRST = -2_000_000
 _TINYINT = SmallInteger().with_variant(mysql.TINYINT(), "mysql", "mariadb")
 
 
-def _column(cls: type[MessageQueueMixin], name: str, **options: Any) -> Any:
-    """Return the column of one of the queue's attributes, None if the layout lacks it."""
-    layout = LAYOUTS[_options(cls).layout]
-    if name not in layout.columns:
-        return None
-    is_key = name in layout.primary_key
-    options.setdefault("nullable", True)
-    if _options(cls).layout == "classic":
-        # The original table declares neither defaults nor NOT NULL; a key has it anyway.
-        options |= {"nullable": True, "server_default": None}
-    return mapped_column(
-        name,
-        options.pop("type_", BigInteger),
-        primary_key=is_key,
-        autoincrement=False,
-        sort_order=_FIRST + layout.columns.index(name),
-        **options,
-    )
+def _column(name: str, **options: Any) -> Any:
+    """Return an attribute that gets its column when a class is mapped: None without one.
+
+    The function has no annotation: one would make the attribute a field of a dataclass.
+    """
+
+    def column(cls):  # type: ignore[no-untyped-def]
+        layout = LAYOUTS[_options(cls).layout]
+        if name not in layout.columns:
+            return None
+        settings = {"nullable": True, "type_": BigInteger, **options}
+        if layout is LAYOUTS["classic"]:
+            # The original table declares neither defaults nor NOT NULL; a key has it anyway.
+            settings |= {"nullable": True, "server_default": None}
+        return mapped_column(
+            name,
+            settings.pop("type_"),
+            primary_key=name in layout.primary_key,
+            autoincrement=False,
+            sort_order=_FIRST + layout.columns.index(name),
+            **settings,
+        )
+
+    return declared_attr(column)
 
 
 class MessageQueueMixin:
@@ -62,7 +68,8 @@ class MessageQueueMixin:
 
     Set :class:`QueueOptions` as ``__queue__``; without it the defaults hold. Payload columns of
     any type follow the queue's own. The constructor also takes ``deliver_at`` (an aware datetime),
-    ``deliver_in`` (seconds or a timedelta), ``priority`` (-128 to 127, lower goes first) and ``id``.
+    ``deliver_in`` (seconds or a timedelta), ``priority`` (-128 to 127, lower goes first) and ``id``,
+    a dataclass's constructor and one of your own included.
 
     :raises InvalidQueue: when the class can't make a working queue, as soon as it is defined.
     """
@@ -71,43 +78,37 @@ class MessageQueueMixin:
     __table__: ClassVar[FromClause]
     _lease: ClassVar[Lease | None] = None
 
-    @declared_attr
-    def time_scheduled(cls) -> Mapped[int]:
+    if TYPE_CHECKING:
+        time_scheduled: Mapped[int]
         """When it was to go out first, in ns since 1970. Not in the minimal layout."""
-        return _column(cls, "time_scheduled", nullable=False, default=enqueue.default_scheduled)  # type: ignore[no-any-return]
-
-    @declared_attr
-    def id(cls) -> Mapped[int]:
+        id: Mapped[int]
         """A random positive 63-bit integer, unless given."""
-        return _column(cls, "id", nullable=False, default=enqueue.random_id)  # type: ignore[no-any-return]
-
-    @declared_attr
-    def time_next(cls) -> Mapped[int | None]:
-        """When it goes out next, in ns since 1970; NULL once acked."""
-        return _column(cls, "time_next", default=enqueue.default_next, server_default="0")  # type: ignore[no-any-return]
-
-    @declared_attr
-    def epoch(cls) -> Mapped[int]:
+        time_next: Mapped[int | None]
+        """When it goes out next, in ns since 1970; None once acked."""
+        epoch: Mapped[int]
         """How often it was handed out before."""
-        return _column(cls, "epoch", nullable=False, default=0, server_default="0")  # type: ignore[no-any-return]
-
-    @declared_attr
-    def time_created(cls) -> Mapped[int]:
+        time_created: Mapped[int]
         """When it was made, in ns since 1970. Not in the minimal layout."""
-        return _column(cls, "time_created", default=enqueue.default_time)  # type: ignore[no-any-return]
-
-    @declared_attr
-    def time_acked(cls) -> Mapped[int | None]:
-        """When it was acked, in ns since 1970; NULL before."""
-        return _column(cls, "time_acked")  # type: ignore[no-any-return]
-
-    @declared_attr
-    def priority(cls) -> Mapped[int]:
+        time_acked: Mapped[int | None]
+        """When it was acked, in ns since 1970; None before."""
+        priority: Mapped[int]
         """Lower goes out first, -128 to 127. Not in the classic layout."""
-        return _column(
-            cls, "priority", type_=_TINYINT, nullable=False,
-            default=DEFAULT_PRIORITY, server_default=str(DEFAULT_PRIORITY),
-        )  # type: ignore[no-any-return]  # fmt: skip
+    else:
+        time_scheduled = _column(
+            "time_scheduled", nullable=False, insert_default=enqueue.default_scheduled
+        )
+        id = _column("id", nullable=False, insert_default=enqueue.random_id)
+        time_next = _column("time_next", insert_default=enqueue.default_next, server_default="0")
+        epoch = _column("epoch", nullable=False, insert_default=0, server_default="0")
+        time_created = _column("time_created", insert_default=enqueue.default_time)
+        time_acked = _column("time_acked")
+        priority = _column(
+            "priority",
+            type_=_TINYINT,
+            nullable=False,
+            insert_default=DEFAULT_PRIORITY,
+            server_default=str(DEFAULT_PRIORITY),
+        )
 
     @property
     def deliver_at(self) -> datetime | None:
@@ -230,6 +231,11 @@ def _define_queue(mapper: Mapper[Any], cls: type[MessageQueueMixin]) -> None:
     except InvalidQueue:
         table.metadata.remove(table)  # Else create_all would make a broken table.
         raise
+
+
+@event.listens_for(MessageQueueMixin, "after_mapper_constructed", propagate=True)
+def _extend_constructor(_mapper: Mapper[Any], cls: type[MessageQueueMixin]) -> None:
+    enqueue.extend_constructor(cls)
 
 
 def _options(cls: type[MessageQueueMixin]) -> QueueOptions:

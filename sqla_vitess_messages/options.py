@@ -151,7 +151,7 @@ class QueueOptions:
         try:
             return cls(
                 **{name: float(text) for name, text in given.items() if name in _DURATIONS},  # type: ignore[arg-type]
-                **{name: int(text) for name, text in given.items() if name in _COUNTS},  # type: ignore[arg-type]
+                **{name: int(text) for name, text in given.items() if name in _COUNTS},
                 message_cols=given["message_cols"].split("|") if "message_cols" in given else None,
                 layout=layout,
             )

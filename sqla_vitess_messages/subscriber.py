@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from .enqueue import queue_table
+from .ddl import queue_table
 from .errors import InvalidArgument, InvalidArgumentType, SubscriberClosed
 from .leases import Lease, lease_of
 from .mixin import MessageQueueMixin
@@ -104,7 +104,10 @@ class Subscriber(Generic[M]):
         self._closing.clear()
         self._error = None
         self._thread = threading.Thread(
-            target=self._run, args=(self._transport,), name=f"Subscriber({self._queue})", daemon=True
+            target=self._run,
+            args=(self._transport,),
+            name=f"Subscriber({self._queue})",
+            daemon=True,
         )
         self._thread.start()
 
@@ -223,13 +226,18 @@ class Subscriber(Generic[M]):
 
     def _run(self, transport: Transport[M]) -> None:
         """Receive until closed, reconnecting as often as it takes."""
-        from tenacity import Retrying, retry_if_exception_type, stop_when_event_set
+        from tenacity import (
+            Retrying,
+            retry_if_exception_type,
+            sleep_using_event,
+            stop_when_event_set,
+        )  # fmt: skip
         from tenacity.wait import wait_random_exponential
 
         retrying = Retrying(
             retry=retry_if_exception_type((DBAPIError, OSError)),
             wait=wait_random_exponential(multiplier=0.1, max=LONGEST_BACKOFF),
-            sleep=lambda seconds: self._closing.wait(seconds) and None,
+            sleep=sleep_using_event(self._closing),
             stop=stop_when_event_set(self._closing),
             before_sleep=self._log_lost_connection,
             reraise=True,

@@ -19,10 +19,11 @@ class _Pending:
 
     def __init__(self, connection: Connection) -> None:
         self._calls: list[tuple[Callable[[Any], None], Any]] = []
-        self._savepoints: dict[str, int] = {}
+        self._savepoints: list[int] = []
         event.listen(connection, "commit", self._commit)
         event.listen(connection, "rollback", self._rollback)
         event.listen(connection, "savepoint", self._savepoint)
+        event.listen(connection, "release_savepoint", self._release_savepoint)
         event.listen(connection, "rollback_savepoint", self._rollback_savepoint)
 
     def add(self, call: Callable[[A], None], argument: A) -> None:
@@ -40,12 +41,21 @@ class _Pending:
         self._calls.clear()
         self._savepoints.clear()
 
-    def _savepoint(self, _connection: Connection, name: str) -> None:
-        self._savepoints[name] = len(self._calls)
+    def _savepoint(self, _connection: Connection, _name: None) -> None:
+        self._savepoints.append(len(self._calls))
 
-    def _rollback_savepoint(self, _connection: Connection, name: str, _context: None) -> None:
-        # One that began before the first call was added holds all the calls there are.
-        del self._calls[self._savepoints.get(name, 0) :]
+    def _release_savepoint(self, *_event: object) -> None:
+        self._end_savepoint()
+
+    def _rollback_savepoint(self, *_event: object) -> None:
+        del self._calls[self._end_savepoint() :]
+
+    def _end_savepoint(self) -> int:
+        """Return how many calls there were when the innermost savepoint began.
+
+        One that began before the first call was added holds all the calls there are.
+        """
+        return self._savepoints.pop() if self._savepoints else 0
 
 
 _pending: WeakKeyDictionary[Connection, _Pending] = WeakKeyDictionary()

@@ -124,7 +124,9 @@ def make_queue(engine: Engine) -> Iterator[Callable[..., type[Any]]]:
     made: list[type[MessageQueueMixin]] = []
 
     def make(
-        base: type[DeclarativeBase] | None = None, attributes: dict[str, Any] | None = None, **options: Any
+        base: type[DeclarativeBase] | None = None,
+        attributes: dict[str, Any] | None = None,
+        **options: Any,
     ) -> type[Any]:
         options = {"ack_wait": 1, "poller_interval": 0.2, "min_backoff": 0.2} | options
         model = make_queue_class(QueueOptions(**options), base=base, attributes=attributes)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import Engine, Select, bindparam, select, update
 from sqlalchemy.orm import lazyload, undefer
 
 from .. import clock
-from ..enqueue import queue_table
+from ..ddl import queue_table
 from ..leases import fence_of
 from ..mixin import MessageQueueMixin
 
@@ -66,7 +65,7 @@ class Leasing(Generic[M]):
             .values(time_next=bindparam("_now"), epoch=columns.epoch - 1)
         )
 
-    def _select(self) -> Select[tuple[M]]:
+    def _select(self) -> Select[Any]:
         """Select instances that hold every column, and load nothing else."""
         return select(self._model).options(undefer("*"), lazyload("*"))
 
@@ -86,8 +85,3 @@ class Leasing(Generic[M]):
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
-
-
-def monotonic_deadline(seconds: float) -> float:
-    """Return the moment ``seconds`` from now on :func:`time.monotonic`."""
-    return time.monotonic() + seconds

@@ -7,8 +7,7 @@ from typing import Any, Literal, Union, get_args
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
-from ..ddl import MYSQL, check_database, is_vitess
-from ..enqueue import queue_table
+from ..ddl import MYSQL, check_database, is_vitess, queue_table
 from ..errors import InvalidArgument, InvalidArgumentType
 from .base import M, Transport
 from .pull import PullTransport
@@ -41,7 +40,9 @@ def own_engine(bind: Bind) -> Engine:
         raise InvalidArgumentType(f"bind={bind!r}: expected a URL or an Engine")
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
-    elif engine.dialect.name not in MYSQL:
+    elif engine.dialect.name in MYSQL:
+        _prepare_mysql(engine)
+    else:
         raise InvalidArgument(
             f"bind: a {engine.dialect.name} database; supported are SQLite, MySQL, MariaDB, Vitess"
         )
@@ -80,6 +81,17 @@ def check_transport_name(name: str) -> None:
     """Refuse a name that no transport has."""
     if name not in get_args(TransportName):
         raise InvalidArgument(f"transport={name!r}: expected one of {get_args(TransportName)}")
+
+
+def _prepare_mysql(engine: Engine) -> None:
+    """Lock rows only: at the default level a pull locks the gaps between them as well, and
+    producers meet deadlocks.
+    """
+
+    def read_committed(dbapi_connection: Any, _record: object) -> None:
+        engine.dialect.set_isolation_level(dbapi_connection, "READ COMMITTED")
+
+    event.listen(engine, "connect", read_committed)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

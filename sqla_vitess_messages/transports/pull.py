@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, bindparam, delete, select, update
 from sqlalchemy.orm import Session
@@ -77,9 +76,9 @@ class PullTransport(Leasing[M]):
         if self._pause and not self._something_is_due():
             return []
         asked = time.monotonic()
-        with self._transaction() as connection:
+        with self._engine.begin() as connection:
             session = Session(connection, expire_on_commit=False, autoflush=False)
-            messages = list(
+            messages: list[M] = list(
                 session.scalars(self._taking, {"_now": clock.now(), "_limit": limit})
             )
             session.expunge_all()
@@ -101,9 +100,7 @@ class PullTransport(Leasing[M]):
         connection.execute(
             update(self._table)
             .where(self._table.c.id.in_([message.id for message in messages]))
-            .values(
-                time_next=clock.now() + lease + backoff(epoch, self._options), epoch=epoch + 1
-            )
+            .values(time_next=clock.now() + lease + backoff(epoch, self._options), epoch=epoch + 1)
         )
 
     def _purge(self) -> None:
@@ -111,13 +108,8 @@ class PullTransport(Leasing[M]):
         before = clock.now() - clock.to_nanoseconds(self._options.purge_after)
         ids = [0] * PURGE_CHUNK
         while len(ids) == PURGE_CHUNK and not self._interrupted:
-            with self._transaction() as connection:
+            with self._engine.begin() as connection:
                 ids = list(connection.scalars(self._purging, {"_before": before}))
                 if ids:
                     connection.execute(delete(self._table).where(self._table.c.id.in_(ids)))
         self._next_purge = time.monotonic() + self._options.poller_interval
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
-            yield connection

@@ -64,7 +64,7 @@ class StreamTransport(Leasing[M]):
         names = self._options.message_cols
         assert names is not None  # Every layout that Vitess takes today names them.
         # TextualSelect asks no more of its text than that it compiles.
-        source = cast(TextClause, _StreamFrom(self._table))
+        source = cast("TextClause", _StreamFrom(self._table))
         columns = [self._table.c[name] for name in names]
         self._streaming = self._select().from_statement(
             TextualSelect(source, columns, positional=True)
@@ -120,7 +120,9 @@ class StreamTransport(Leasing[M]):
         while waiting:
             ids = list(waiting)[:500]
             with self._engine.connect() as connection:
-                seen = {row.id: row.epoch for row in connection.execute(self._looking, {"_ids": ids})}
+                seen = {
+                    row.id: row.epoch for row in connection.execute(self._looking, {"_ids": ids})
+                }
             for id_ in ids:
                 if seen.get(id_, waiting[id_]) >= waiting[id_]:
                     del waiting[id_]

@@ -13,8 +13,22 @@ from typing import Any
 
 import pytest
 from sqlalchemy import (
-    JSON, Boolean, Column, DateTime, Engine, Enum, Integer, LargeBinary, MetaData, Numeric, String,
-    Table, Text, TypeDecorator, event, insert,
+    JSON,
+    Boolean,
+    Column,
+    DateTime,
+    Engine,
+    Enum,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    event,
+    insert,
 )  # fmt: skip
 from sqlalchemy.orm import Mapped, Session, deferred, mapped_column
 
@@ -52,7 +66,7 @@ def test_instances_come_detached_fully_loaded_and_decoded(
         "blob": (Mapped[bytes], mapped_column(LargeBinary), bytes(range(256))),
         "price": (Mapped[Decimal], mapped_column(Numeric(10, 2)), Decimal("12.30")),
         "flag": (Mapped[bool], mapped_column(Boolean), True),
-        "nothing": (Mapped[int | None], mapped_column(Integer), None),
+        "missing": (Mapped[int | None], mapped_column(Integer), None),
         "long": (Mapped[str], deferred(mapped_column(Text)), "ü" * 20_000),
         "user": (Mapped[str], mapped_column("key", String(10)), "renamed"),
     }
@@ -72,7 +86,7 @@ def test_instances_come_detached_fully_loaded_and_decoded(
     assert (message.priority, message.epoch, message.time_acked) == (7, 0, None)
     assert message.time_created == message.time_scheduled
     assert not statements
-    with Session(engine) as session, session.begin():
+    with Session(engine, expire_on_commit=False) as session, session.begin():
         session.add(message)
         message.colour = Colour.RED
         message.ack(session)
@@ -158,10 +172,9 @@ def test_a_rolled_back_settlement_keeps_its_place(
         message.ack(session)
         session.rollback()
     assert subscriber.get(0.5) is None
-    with Session(engine) as session, session.begin():
-        with session.begin_nested() as savepoint:
-            message.ack(session)
-            savepoint.rollback()
+    with Session(engine) as session, session.begin(), session.begin_nested() as savepoint:
+        message.ack(session)
+        savepoint.rollback()
     assert subscriber.get(0.5) is None
     ack(engine, message)
     assert subscriber.get(20) is not None

@@ -66,7 +66,9 @@ class _Ports:
         default_factory=lambda: {tablet.name: free_port() for tablet in TABLETS}
     )
     gates: dict[str, int] = field(default_factory=lambda: {gate: free_port() for gate in GATES})
-    gates_grpc: dict[str, int] = field(default_factory=lambda: {gate: free_port() for gate in GATES})
+    gates_grpc: dict[str, int] = field(
+        default_factory=lambda: {gate: free_port() for gate in GATES}
+    )
     gates_mysql: dict[str, int] = field(
         default_factory=lambda: {gate: free_port() for gate in GATES}
     )

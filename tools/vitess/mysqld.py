@@ -84,7 +84,9 @@ class MySQL(Server):
         lines = ["SET sql_log_bin=0;"]
         lines += [f"CREATE DATABASE IF NOT EXISTS `{name}`;" for name in self._databases]
         for user in USERS:
-            lines.append(f"CREATE USER IF NOT EXISTS {user}@'%' IDENTIFIED WITH mysql_native_password BY '';")
+            lines.append(
+                f"CREATE USER IF NOT EXISTS {user}@'%' IDENTIFIED WITH mysql_native_password BY '';"
+            )
             lines.append(f"GRANT ALL ON *.* TO {user}@'%' WITH GRANT OPTION;")
         return "\n".join(lines) + "\n"
 
