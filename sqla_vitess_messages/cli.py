@@ -1,0 +1,55 @@
+"""The commands, by typer."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from sqlalchemy.exc import SQLAlchemyError
+
+from . import demo as demonstration
+from .errors import MessageQueueError
+from .transports import TransportName
+
+app = typer.Typer(
+    help="Message queues in your SQL database, as SQLAlchemy models.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # They hold the URL, and so the password.
+)
+
+
+@app.callback()
+def commands() -> None:
+    """Message queues in your SQL database, as SQLAlchemy models."""
+
+
+@app.command()
+def demo(
+    url: Annotated[
+        Optional[str],  # noqa: UP045  # typer reads it on Python 3.10.
+        typer.Option(help="Database URL. Default: a new SQLite file.", envvar="DATABASE_URL"),
+    ] = None,
+    messages: Annotated[int, typer.Option(min=20, max=1_000_000, help="To enqueue.")] = 2_000,
+    transport: Annotated[str, typer.Option(help="auto, pull or stream.")] = "auto",
+) -> None:
+    """Enqueue orders in transactions, settle them in two processes, kill one on the way, and count.
+
+    Exits with 1 if a count is off. On your database it makes three tables, and drops them.
+    """
+    with tempfile.TemporaryDirectory(prefix="sqla-vitess-messages-") as folder:
+        try:
+            right = demonstration.run(
+                url or f"sqlite:///{Path(folder) / 'demo.db'}", messages, _transport(transport)
+            )
+        except (SQLAlchemyError, MessageQueueError) as error:
+            typer.echo(f"Error: {getattr(error, 'orig', None) or error}", err=True)
+            raise typer.Exit(1) from None
+    raise typer.Exit(0 if right else 1)
+
+
+def _transport(name: str) -> TransportName:
+    if name == "stream":
+        return "stream"
+    return "pull" if name == "pull" else "auto"
