@@ -218,9 +218,7 @@ def _counts(engine: Engine, tables: _Tables) -> dict[str, int]:
         return {name: connection.execute(query).scalar_one() for name, query in counted.items()}
 
 
-def _report(
-    console: Console, engine: Engine, tables: _Tables, job: _Job, seconds: float
-) -> bool:
+def _report(console: Console, engine: Engine, tables: _Tables, job: _Job, seconds: float) -> bool:
     counts = _counts(engine, tables)
     with Session(engine) as session:
         payments = session.execute(

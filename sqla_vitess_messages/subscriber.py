@@ -268,7 +268,7 @@ class Subscriber(Generic[M]):
             kept = max(self._max - len(self._held), 0)
             surplus = [self._buffer.pop() for _ in range(len(self._buffer) - kept)]
         if surplus:
-            transport.give_back(surplus)
+            transport.give_back([*surplus, *transport.stop()])
 
     def _wait_for_room(self) -> int:
         """Wait until it pays to receive: the buffer is empty, or half of all places are free.
@@ -289,6 +289,7 @@ class Subscriber(Generic[M]):
             unseen = list(self._buffer)
             self._buffer.clear()
         try:
+            unseen += transport.stop()
             if unseen:
                 transport.give_back(unseen)
         except (SQLAlchemyError, OSError) as error:

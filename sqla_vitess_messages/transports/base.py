@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import Engine, Select, bindparam, select, update
+import pymysql
+from sqlalchemy import Engine, Select, bindparam, event, select, update
 from sqlalchemy.orm import lazyload, undefer
 
 from .. import clock
@@ -34,7 +35,11 @@ class Transport(Protocol[M]):
         ...
 
     def interrupt(self) -> None:
-        """Let a :meth:`receive` that waits come back early, now and in future."""
+        """Let what waits come back early, because :meth:`stop` follows."""
+        ...
+
+    def stop(self) -> list[M]:
+        """Leave the queue until the next :meth:`receive`, and return what came meanwhile."""
         ...
 
     def give_back(self, messages: Sequence[M]) -> None:
@@ -85,3 +90,16 @@ class Leasing(Generic[M]):
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+
+def bound_reads(engine: Engine, seconds: float) -> None:
+    """Let a read on one of the engine's PyMySQL connections fail after so many seconds.
+
+    PyMySQL takes this as an argument of its ``connect()`` only, which a copied engine hides.
+    """
+
+    def set_timeout(dbapi_connection: Any, _record: object) -> None:
+        if isinstance(dbapi_connection, pymysql.Connection):
+            dbapi_connection._read_timeout = seconds
+
+    event.listen(engine, "connect", set_timeout)

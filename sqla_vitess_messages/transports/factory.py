@@ -9,11 +9,14 @@ from sqlalchemy.exc import ArgumentError
 
 from ..ddl import MYSQL, check_database, is_vitess, queue_table
 from ..errors import InvalidArgument, InvalidArgumentType
-from .base import M, Transport
+from .base import M, Transport, bound_reads
 from .pull import PullTransport
 from .stream import StreamTransport
 
 TransportName = Literal["auto", "stream", "pull"]
+
+READ_TIMEOUT = 10.0
+"""Seconds of silence after which a server counts as gone."""
 
 Bind = Union[str, URL, Engine]
 
@@ -92,6 +95,7 @@ def _prepare_mysql(engine: Engine) -> None:
         engine.dialect.set_isolation_level(dbapi_connection, "READ COMMITTED")
 
     event.listen(engine, "connect", read_committed)
+    bound_reads(engine, READ_TIMEOUT)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

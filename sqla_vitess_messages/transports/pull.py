@@ -64,7 +64,8 @@ class PullTransport(Leasing[M]):
         if self._pause:
             self._wake.wait(self._pause)
         self._wake.clear()
-        messages = self._lease(limit) if not self._interrupted else []
+        idle = self._interrupted or (self._pause and not self._something_is_due())
+        messages = [] if idle else self.take(limit)
         self._pause = 0.0 if messages else min(max(self._pause * 2, SHORTEST_PAUSE), LONGEST_PAUSE)
         yield from messages
 
@@ -72,15 +73,17 @@ class PullTransport(Leasing[M]):
         self._interrupted = True
         self._wake.set()
 
-    def _lease(self, limit: int) -> list[M]:
-        if self._pause and not self._something_is_due():
-            return []
+    def stop(self) -> list[M]:
+        return []
+
+    def take(self, limit: int, *, due_for: float = 0) -> list[M]:
+        """Lease up to ``limit`` messages that have been due for some seconds."""
         asked = time.monotonic()
+        before = clock.now() - clock.to_nanoseconds(due_for)
         with self._engine.begin() as connection:
             session = Session(connection, expire_on_commit=False, autoflush=False)
-            messages: list[M] = list(
-                session.scalars(self._taking, {"_now": clock.now(), "_limit": limit})
-            )
+            due = session.scalars(self._taking, {"_now": before, "_limit": limit})
+            messages: list[M] = list(due)
             session.expunge_all()
             if messages:
                 self._postpone(connection, messages)

@@ -1,0 +1,201 @@
+"""Parts of a Vitess cluster die under load: nothing is lost, and each effect happens once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import BigInteger, Engine, create_engine, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sqla_vitess_messages import AlreadySettled, QueueOptions, Subscriber
+from sqla_vitess_messages.enqueue import random_id
+from sqla_vitess_messages.transports import TransportName
+from tests.backends import enqueue, eventually, make_queue_class
+from tests.conftest import server_url
+from tools.vitess import Cluster
+from tools.vitess.cluster import TABLETS
+
+pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("chaos"), pytest.mark.timeout(240)]
+
+TRANSPORTS: list[TransportName] = ["auto", "stream"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster that no other test uses."""
+    server_url("vtgate-fast")
+    if os.environ.get("VITESS_URL"):
+        pytest.skip("VITESS_URL names a Vitess that this test can't kill")
+    folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-chaos-"))
+    folder.chmod(0o755)
+    cluster = Cluster(folder)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill_vtgate(cluster: Cluster) -> None:
+    cluster.kill("vtgate-fast")
+    cluster.restart("vtgate-fast")
+
+
+def kill_vttablet(cluster: Cluster) -> None:
+    part = cluster.primary().name
+    cluster.kill(part)
+    cluster.restart(part)
+
+
+def reparent(cluster: Cluster) -> None:
+    present = cluster.primary()
+    cluster.reparent(next(t for t in TABLETS if t.keyspace == "main" and t != present))
+
+
+class Load:
+    """A producer and a consumer, whose own transactions may fail as often as they like."""
+
+    def __init__(self, url: str, transport: TransportName) -> None:
+        class Base(DeclarativeBase):
+            pass
+
+        self.queue = make_queue_class(
+            QueueOptions(ack_wait=2, min_backoff=0.2, poller_interval=0.5), base=Base
+        )
+
+        class Effect(Base):
+            __tablename__ = f"effect_of_{self.queue.__tablename__}"
+            id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+            message_id: Mapped[int] = mapped_column(BigInteger)
+
+        self.effect = Effect
+        self.engine: Engine = create_engine(url, connect_args={"read_timeout": 10})
+        Base.metadata.create_all(self.engine)
+        self.committed: set[int] = set()
+        self._enough = threading.Event()
+        self._subscriber = Subscriber(self.queue, url, max_concurrency=20, transport=transport)
+        self._producer = threading.Thread(target=self._produce)
+        self._consumer = threading.Thread(target=self._consume)
+
+    def __enter__(self) -> Load:
+        self._subscriber.open()
+        self._producer.start()
+        self._consumer.start()
+        eventually(lambda: len(self._settled()) > 20, within=60)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._enough.set()
+        self._producer.join()
+        self._subscriber.close()
+        self._consumer.join()
+        self.engine.dispose()
+
+    def check(self) -> None:
+        """Produce a little longer, then see that everything committed is settled, once."""
+        before = len(self.committed)
+        eventually(lambda: len(self.committed) > before + 20, within=60)
+        self._enough.set()
+        self._producer.join()
+        # The outcome of a commit whose answer was lost is in the table alone.
+        with self.engine.connect() as connection:
+            enqueued = set(connection.scalars(select(self.queue.__table__.c.id)))
+        assert self.committed <= enqueued
+        eventually(lambda: self._settled() == enqueued, within=60)
+        with self.engine.connect() as connection:
+            effects = list(connection.scalars(select(self.effect.message_id)))
+        assert len(effects) == len(set(effects))
+        assert set(effects) == enqueued
+
+    def _settled(self) -> set[int]:
+        columns = self.queue.__table__.c
+        with self.engine.connect() as connection:
+            return set(
+                connection.scalars(select(columns.id).where(columns.time_acked.is_not(None)))
+            )
+
+    def _produce(self) -> None:
+        while not self._enough.is_set():
+            message = self.queue()
+            id_ = message.id
+            with suppress(DBAPIError):
+                enqueue(self.engine, message)
+                self.committed.add(id_)
+            self._enough.wait(0.01)
+
+    def _consume(self) -> None:
+        for message in self._subscriber:
+            with (
+                suppress(DBAPIError, AlreadySettled),
+                Session(self.engine) as session,
+                session.begin(),
+            ):
+                session.add(self.effect(id=random_id(), message_id=message.id))
+                message.ack(session)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("disaster", [kill_vtgate, kill_vttablet, reparent])
+def test_nothing_is_lost_or_done_twice(
+    cluster: Cluster, transport: TransportName, disaster: Callable[[Cluster], None]
+) -> None:
+    with Load(cluster.url(gate="vtgate-fast"), transport) as load:
+        disaster(cluster)
+        load.check()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_server_that_hangs_is_noticed(
+    cluster: Cluster, transport: TransportName, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = make_queue_class(QueueOptions(ack_wait=60))
+    engine = create_engine(cluster.url())
+    queue.metadata.create_all(engine)
+    gate = cluster.servers["vtgate-fast"]
+    with Subscriber(queue, cluster.url(gate="vtgate-fast"), transport=transport) as subscriber:
+        assert subscriber.get(0.5) is None
+        gate.signal(signal.SIGSTOP)
+        try:
+            eventually(lambda: "reconnecting" in caplog.text, within=30)
+        finally:
+            gate.signal(signal.SIGCONT)
+        enqueue(engine, queue(body="after"))
+        message: Any = subscriber.get(60)
+        assert message.body == "after"
+    engine.dispose()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_close_does_not_wait_for_a_server_that_hangs(
+    cluster: Cluster, transport: TransportName
+) -> None:
+    queue = make_queue_class(QueueOptions(ack_wait=60))
+    engine = create_engine(cluster.url())
+    queue.metadata.create_all(engine)
+    engine.dispose()
+    gate = cluster.servers["vtgate-fast"]
+    before = set(threading.enumerate())
+    subscriber = Subscriber(queue, cluster.url(gate="vtgate-fast"), transport=transport)
+    subscriber.open()
+    subscriber.get(0.5)
+    gate.signal(signal.SIGSTOP)
+    try:
+        time.sleep(0.2)
+        started = time.monotonic()
+        subscriber.close()
+        assert time.monotonic() - started < 2
+        eventually(lambda: set(threading.enumerate()) <= before, within=30)
+    finally:
+        gate.signal(signal.SIGCONT)
