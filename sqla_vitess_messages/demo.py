@@ -37,6 +37,9 @@ ROLLED_BACK_EACH = 10
 REFUSED_EACH = 100
 """Of so many orders, one can't be paid, and its message fails."""
 
+LOOKED_EACH = 0.2
+"""Seconds between two looks at the counts."""
+
 STUCK_AFTER = 60.0
 """Seconds without progress after which the demo gives up."""
 
@@ -192,7 +195,7 @@ def _watch(
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("settled", total=job.messages)
         while settled < job.messages:
-            time.sleep(0.05)
+            time.sleep(LOOKED_EACH)
             counts = _counts(engine, tables)
             before, settled = settled, counts["acked"] + counts["dead"]
             progress.update(task, completed=settled)

@@ -95,7 +95,7 @@ class Leasing(Generic[M]):
 def bound_reads(engine: Engine, seconds: float) -> None:
     """Let a read on one of the engine's PyMySQL connections fail after so many seconds.
 
-    PyMySQL takes this as an argument of its ``connect()`` only, which a copied engine hides.
+    PyMySQL takes this as an argument of ``connect()`` only, and a copied engine has its own.
     """
 
     def set_timeout(dbapi_connection: Any, _record: object) -> None:

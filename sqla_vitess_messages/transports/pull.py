@@ -61,9 +61,9 @@ class PullTransport(Leasing[M]):
     def receive(self, limit: int) -> Iterator[M]:
         if self._purges and time.monotonic() >= self._next_purge:
             self._purge()
-        if self._pause:
-            self._wake.wait(self._pause)
-        self._wake.clear()
+        if self._wake.wait(self._pause):
+            self._wake.clear()
+            self._pause = 0.0
         idle = self._interrupted or (self._pause and not self._something_is_due())
         messages = [] if idle else self.take(limit)
         self._pause = 0.0 if messages else min(max(self._pause * 2, SHORTEST_PAUSE), LONGEST_PAUSE)

@@ -46,7 +46,7 @@ SILENCE = 1.5
 CONFIRM_WITHIN = 5.0
 """Seconds to wait for the postpone that follows a delivery."""
 
-OVERLOOKED_AFTER = 0.4
+OVERLOOKED_AFTER = 1.0
 """Seconds that a message may be due before it is pulled instead."""
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -341,7 +342,9 @@ def test_two_subscribers_share_the_messages(
     def consume(number: int) -> None:
         while not done.is_set():
             message = subscribers[number].get(0.2)
-            if message is not None:
+            if message is None:
+                continue
+            with suppress(AlreadySettled):  # At least once: a busy Vitess may deliver again.
                 ack(engine, message)
                 received[number, message.id] += 1
                 if len(received) == count:
