@@ -1,0 +1,22 @@
+"""The matrix: every supported Python with every supported SQLAlchemy."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+
+
+@nox.session(python=["3.10", "3.11", "3.12", "3.13"])
+@nox.parametrize("sqlalchemy", ["2.0", "2.1"])
+def tests(session: nox.Session, sqlalchemy: str) -> None:
+    """Run the unit tests, the delivery suite on SQLite, and the examples."""
+    session.install("--editable", ".[dev]", f"sqlalchemy=={sqlalchemy}.*")
+    session.run("pytest", "-n", "2", "-k", "unit or sqlite or README or docs", *session.posargs)
+
+
+@nox.session(python="3.13")
+def vitess(session: nox.Session) -> None:
+    """Run everything, on a real Vitess and MySQL too."""
+    session.install("--editable", ".[dev]")
+    session.run("pytest", "-n", "4", "--dist", "loadgroup", *session.posargs)
