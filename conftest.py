@@ -6,8 +6,16 @@ import os
 import tempfile
 from typing import Any
 
+import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a document's examples together: each builds on those before it."""
+    for item in items:
+        if item.path.suffix == ".md":
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 def _enter_empty_folder(namespace: dict[str, Any]) -> None:

@@ -210,7 +210,7 @@ def _acking(table: Table, *, one: bool) -> Update:
 
 @lru_cache(maxsize=256)
 def _holding(table: Table, *, one: bool) -> Update:
-    """Return an UPDATE of rows that are leased at the epoch ``_fence``, and neither acked nor dead."""
+    """Return an UPDATE of the rows leased at epoch ``_fence``, and neither acked nor dead."""
     return update(table).where(
         *_keys(table, one=one),
         table.c.time_acked.is_(None),

@@ -68,8 +68,8 @@ class MessageQueueMixin:
 
     Set :class:`QueueOptions` as ``__queue__``; without it the defaults hold. Payload columns of
     any type follow the queue's own. The constructor also takes ``deliver_at`` (an aware datetime),
-    ``deliver_in`` (seconds or a timedelta), ``priority`` (-128 to 127, lower goes first) and ``id``,
-    a dataclass's constructor and one of your own included.
+    ``deliver_in`` (seconds or a timedelta), ``priority`` (-128 to 127, lower goes first) and
+    ``id``, a dataclass's constructor and one of your own included.
 
     :raises InvalidQueue: when the class can't make a working queue, as soon as it is defined.
     """

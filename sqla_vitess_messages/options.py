@@ -40,7 +40,8 @@ class QueueOptions:
     :param ack_wait: how long a message that was handed out may stay unacked before it comes back.
     :param purge_after: how long after its ack a message is deleted.
     :param batch_size: how many messages Vitess sends at a time.
-    :param cache_size: how many waiting messages the tablet keeps in memory; at least ``batch_size``.
+    :param cache_size: how many waiting messages the tablet keeps in memory; at least
+        ``batch_size``.
     :param poller_interval: how often the tablet looks for messages that became due.
     :param min_backoff: what is added to ``ack_wait`` at the first redelivery, and doubled at each
         further one. Default: ``ack_wait``, as in Vitess.

@@ -47,8 +47,8 @@ class Subscriber(Generic[M]):
     :param model: the queue's class.
     :param bind: a database URL, or an Engine whose settings to copy. Either way the subscriber has
         connections of its own, and none before :meth:`open`.
-    :param max_concurrency: how many received messages may be unsettled at a time, those waiting in the
-        subscriber included.
+    :param max_concurrency: how many received messages may be unsettled at a time, those waiting
+        in the subscriber included.
     :param transport: ``"auto"``, ``"pull"`` or ``"stream"`` (Vitess only).
     :raises InvalidArgument: when an argument has a value that can't work.
     :raises InvalidArgumentType: when an argument has a type that can't work.

@@ -179,7 +179,7 @@ class StreamTransport(Leasing[M]):
         names = self._options.message_cols
         assert names is not None  # Every layout that Vitess takes today names them.
         # TextualSelect asks no more of its text than that it compiles.
-        source = cast(TextClause, _StreamFrom(self._table, seconds))
+        source = cast("TextClause", _StreamFrom(self._table, seconds))
         columns: list[Any] = [self._table.c[name] for name in names]
         return self._select().from_statement(TextualSelect(source, columns, positional=True))
 

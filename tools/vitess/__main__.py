@@ -47,9 +47,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.command == "start":
         vitess.start()
         if isinstance(vitess, Cluster):
-            print(
-                f"flush delay 100 ms  {vitess.url()}\nflush delay 1 ms    {vitess.url(gate='vtgate-fast')}"
-            )
+            print(f"flush delay 100 ms  {vitess.url()}")
+            print(f"flush delay 1 ms    {vitess.url(gate='vtgate-fast')}")
         else:
             print(vitess.url())
     elif arguments.command in ("stop", "remove"):

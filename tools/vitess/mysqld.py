@@ -49,8 +49,11 @@ class MySQL(Server):
         super().__init__(
             name,
             folder,
-            [str(parts.mysqld), f"--defaults-file={self.settings}"]
-            + [f"--init-file={self.data}/init.sql"],
+            [
+                str(parts.mysqld),
+                f"--defaults-file={self.settings}",
+                f"--init-file={self.data}/init.sql",
+            ],
             env={"LD_LIBRARY_PATH": parts.libraries},
         )
 

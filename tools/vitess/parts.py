@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -156,20 +155,22 @@ def _mysql(cache: Path) -> Path:
 def _unpack_mysql(target: Path) -> None:
     if not shutil.which("mvn"):
         raise MissingTool("mvn (Maven), to get MySQL; or name a mysqld 8 in MYSQLD")
-    group, artifact, version = MYSQL_ARTIFACT.split(":")
+    _, artifact, version = MYSQL_ARTIFACT.split(":")
     with tempfile.TemporaryDirectory() as work:
         _run(
-            ["mvn", "-q", "-B", "dependency:copy", f"-Dartifact={MYSQL_ARTIFACT}"]
-            + [f"-DoutputDirectory={work}"],
+            [
+                "mvn",
+                "-q",
+                "-B",
+                "dependency:copy",
+                f"-Dartifact={MYSQL_ARTIFACT}",
+                f"-DoutputDirectory={work}",
+            ],
             cwd=Path(work),
         )
         with zipfile.ZipFile(Path(work) / f"{artifact}-{version}.jar") as jar:
             archive = jar.extract("mysql-Linux-amd64.tar.gz", work)
-        with tarfile.open(archive) as tar:
-            for member in tar.getmembers():
-                if member.name.startswith(".."):
-                    raise ValueError(f"{archive} would write outside its folder: {member.name}")
-            tar.extractall(target)
+        _run(["tar", "-xzf", archive, "-C", str(target), "--no-same-owner"])
 
 
 def _libaio(cache: Path) -> list[str]:
