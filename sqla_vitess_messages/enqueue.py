@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine.default import DefaultExecutionContext
-from sqlalchemy.orm import Mapper, class_mapper
+from sqlalchemy.orm import InstanceState, Mapper, class_mapper
+from sqlalchemy.orm.attributes import instance_state
 
 from . import clock
 from .errors import InvalidArgument, InvalidArgumentType
@@ -37,6 +38,12 @@ ENQUEUE_ARGUMENTS = ("deliver_at", "deliver_in", "id", "priority")
 def random_id() -> int:
     """Return a random positive 63-bit integer, from a cryptographic source."""
     return secrets.randbelow(MAX_ID) + 1
+
+
+def is_enqueued(message: MessageQueueMixin) -> bool:
+    """Say whether the message has a row, as far as its session knows."""
+    state: InstanceState[Any] = instance_state(message)
+    return state.key is not None
 
 
 def set_delivery_time(message: MessageQueueMixin, nanoseconds: int) -> None:

@@ -36,6 +36,8 @@ class LayoutSpec:
     columns: tuple[str, ...]
     primary_key: tuple[str, ...]
     indexes: tuple[IndexSpec, ...]
+    id_index: str = "id_idx"
+    """The index that leads to a row by its ``id``, on MySQL."""
     streams_all: bool = True
     """Whether ``vt_message_cols`` names every column. Vitess 5 doesn't know that option."""
 
@@ -53,6 +55,9 @@ LAYOUTS: dict[Layout, LayoutSpec] = {
         _ORIGINAL, ("time_scheduled", "id"), (_ID_INDEX, _NEXT_INDEX), streams_all=False
     ),
     "minimal": LayoutSpec(
-        ("id", "priority", "epoch", "time_next", "time_acked"), ("id",), (_POLLER_INDEX,)
+        ("id", "priority", "epoch", "time_next", "time_acked"),
+        ("id",),
+        (_POLLER_INDEX,),
+        id_index="PRIMARY",
     ),
 }

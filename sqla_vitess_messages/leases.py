@@ -14,14 +14,15 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
-from sqlalchemy import Connection, Table, Update, bindparam, inspect, update
+from sqlalchemy import Connection, Table, Update, bindparam, update
 from sqlalchemy.orm import Session, scoped_session
 
 from . import clock
 from .backoff import backoff
-from .ddl import OPTIONS_KEY, queue_table
+from .ddl import MYSQL, OPTIONS_KEY, queue_table
+from .enqueue import is_enqueued
 from .errors import AlreadySettled, InvalidArgument, InvalidArgumentType, LeaseLost
-from .layouts import LAYOUTS
+from .layouts import LAYOUTS, LayoutSpec
 from .options import QueueOptions
 from .transactions import after_commit
 
@@ -202,8 +203,8 @@ def _confirm(batch: Sequence[MessageQueueMixin]) -> None:
 @lru_cache(maxsize=256)
 def _acking(table: Table, *, one: bool) -> Update:
     return (
-        update(table)
-        .where(*_keys(table, one=one), table.c.time_acked.is_(None))
+        _update(table, one=one)
+        .where(table.c.time_acked.is_(None))
         .values(time_acked=bindparam("time_acked"), time_next=bindparam("time_next"))
     )
 
@@ -211,26 +212,33 @@ def _acking(table: Table, *, one: bool) -> Update:
 @lru_cache(maxsize=256)
 def _holding(table: Table, *, one: bool) -> Update:
     """Return an UPDATE of the rows leased at epoch ``_fence``, and neither acked nor dead."""
-    return update(table).where(
-        *_keys(table, one=one),
+    return _update(table, one=one).where(
         table.c.time_acked.is_(None),
         table.c.epoch == bindparam("_fence"),
         table.c.time_next < DEAD,
     )
 
 
-def _keys(table: Table, *, one: bool) -> Iterator[Any]:
-    """Name one row by its primary key, many by ``id``, for which there is an index too."""
-    if not one:
-        yield table.c.id.in_(bindparam("_ids", expanding=True))
-        return
-    for name in _primary_key(table):
-        yield table.c[name] == bindparam(f"_{name}")
+def _update(table: Table, *, one: bool) -> Update:
+    """Return an UPDATE of one row by its primary key, or of many by ``id``.
+
+    Left to choose, MySQL scans a small table, or all of ``time_acked IS NULL``, and locks the
+    gaps that producers insert into: they met deadlocks.
+    """
+    layout = _layout(table)
+    if one:
+        return update(table).where(
+            *(table.c[name] == bindparam(f"_{name}") for name in layout.primary_key)
+        )
+    statement = update(table).where(table.c.id.in_(bindparam("_ids", expanding=True)))
+    for dialect in MYSQL:
+        statement = statement.with_hint(f"FORCE INDEX ({layout.id_index})", dialect_name=dialect)
+    return statement
 
 
-def _primary_key(table: Table) -> tuple[str, ...]:
+def _layout(table: Table) -> LayoutSpec:
     options: QueueOptions = table.info[OPTIONS_KEY]
-    return LAYOUTS[options.layout].primary_key
+    return LAYOUTS[options.layout]
 
 
 def _execute(
@@ -240,7 +248,7 @@ def _execute(
     parameters: dict[str, Any],
 ) -> int:
     if len(chunk) == 1:
-        for name in _primary_key(queue_table(type(chunk[0]))):
+        for name in _layout(queue_table(type(chunk[0]))).primary_key:
             parameters[f"_{name}"] = getattr(chunk[0], name)
     else:
         parameters["_ids"] = [message.id for message in chunk]
@@ -266,7 +274,7 @@ def _checked(
     for message in batch:
         if not isinstance(message, model):
             raise InvalidArgumentType(f"messages: {message!r} is not a {model.__name__}")
-        if inspect(message).key is None:
+        if not is_enqueued(message):
             raise InvalidArgument(
                 f"messages: {message!r} was never enqueued; add it to a session instead"
             )

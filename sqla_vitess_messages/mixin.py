@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import BigInteger, FromClause, SmallInteger, Table, event, inspect
+from sqlalchemy import BigInteger, FromClause, SmallInteger, Table, event
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Mapped, Mapper, declared_attr, mapped_column
 
@@ -203,7 +203,7 @@ class MessageQueueMixin:
         leases.retry(cls, session, messages, delay)
 
     def _set_delivery_time(self, nanoseconds: int) -> None:
-        if inspect(self).key is not None:
+        if enqueue.is_enqueued(self):
             raise InvalidArgument(
                 "deliver_at and deliver_in are for messages that aren't enqueued yet; "
                 "use message.retry(session, delay=...)"
