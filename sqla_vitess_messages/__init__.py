@@ -13,6 +13,7 @@ from .errors import (
 )
 from .mixin import MessageQueueMixin
 from .options import QueueOptions
+from .stats import QueueStats
 from .subscriber import Subscriber
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MessageQueueMixin",
     "QueueNotFound",
     "QueueOptions",
+    "QueueStats",
     "Subscriber",
     "SubscriberClosed",
 ]

@@ -34,3 +34,9 @@ def backoff(epoch: ColumnElement[int], options: QueueOptions) -> ColumnElement[A
         most = to_nanoseconds(options.max_backoff)
         limits.append((wanted > most, literal(most, BigInteger)))
     return case(*limits, else_=cast(wanted, BigInteger))
+
+
+def longest_backoff(epoch: int, options: QueueOptions) -> float:
+    """Return the longest that :func:`backoff` can come to, in seconds."""
+    longest = options.first_backoff * (1 + JITTER) * 2.0 ** min(epoch, MAX_DOUBLINGS)
+    return longest if options.max_backoff is None else min(longest, options.max_backoff)

@@ -6,6 +6,11 @@ import math
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, bindparam
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from .errors import InvalidArgument, InvalidArgumentType
 
@@ -24,6 +29,30 @@ wall_clock: Callable[[], int] = time.time_ns
 def now() -> int:
     """Return the time in nanoseconds since the Unix epoch."""
     return wall_clock()
+
+
+class database_now(ColumnElement[int]):  # noqa: N801  # Used like a SQL function.
+    """The database's own time in nanoseconds since the Unix epoch, for statements.
+
+    So leases depend on one clock, however many hosts take them. SQLite runs in this process: its
+    clock is :func:`now`.
+    """
+
+    __visit_name__ = "message_queue_now"
+    inherit_cache = True
+    type = BigInteger()
+
+
+@compiles(database_now)
+def _compile_now(_element: database_now, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(bindparam(None, callable_=now, type_=BigInteger()), **kw)
+
+
+@compiles(database_now, "mysql")
+@compiles(database_now, "mariadb")
+def _compile_mysql_now(_element: database_now, _compiler: SQLCompiler, **_kw: Any) -> str:
+    # UNIX_TIMESTAMP(NOW()) is ambiguous in the hour when summer time ends.
+    return "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) * 1000)"
 
 
 def to_seconds(value: float | timedelta, name: str, *, minimum: float = 0) -> int | float:

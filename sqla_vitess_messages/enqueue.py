@@ -21,7 +21,7 @@ from sqlalchemy.orm.attributes import instance_state
 from . import clock
 from .errors import InvalidArgument, InvalidArgumentType
 from .layouts import DEFAULT_PRIORITY
-from .transactions import after_commit
+from .transactions import on_commit
 from .wakeups import has_listeners, notify
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _before_insert(
     check(message)
     table = type(message).__table__
     if has_listeners(table):
-        after_commit(connection, notify, table)
+        on_commit(connection, notify, table)
 
 
 _statement_times: WeakKeyDictionary[DefaultExecutionContext, int] = WeakKeyDictionary()

@@ -6,6 +6,7 @@ delivery leaves e + 2, and whoever still holds the earlier lease may only ack.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from .enqueue import is_enqueued
 from .errors import AlreadySettled, InvalidArgument, InvalidArgumentType, LeaseLost
 from .layouts import LAYOUTS, LayoutSpec
 from .options import QueueOptions
-from .transactions import after_commit
+from .transactions import Commit, on_commit
 
 if TYPE_CHECKING:
     from .mixin import MessageQueueMixin
@@ -40,47 +41,70 @@ CHUNK = 500
 Transactional = Union[Session, "scoped_session[Session]", Connection]
 """Where a settlement is written: a Session or a Connection, inside its transaction."""
 
+REASON_COLUMN = "fail_reason"
+"""Where a model that has a column of this name keeps why a message failed."""
+
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Lease:
     """What a received message carries: this process may settle it.
 
     :param epoch: the message's epoch as it was handed out.
-    :param deadline: when the lease ends, on :func:`time.monotonic`.
+    :param stale: when the message is no longer to be given to a handler, on
+        :func:`time.monotonic`: ``ack_wait`` after it was handed out.
+    :param deadline: when the lease ends in the database, on the same clock: later by the backoff.
     :param confirm: waits until the row shows the delivery of these messages. Vitess postpones a
         message after it has sent it, which would undo an earlier ``fail`` or ``retry``.
     """
 
-    __slots__ = ("_confirm", "_on_settled", "deadline", "fence", "settled")
+    __slots__ = ("_commit", "_confirm", "_on_settling", "deadline", "fence", "stale")
 
     def __init__(
         self,
         epoch: int,
+        stale: float,
         deadline: float,
         confirm: Callable[[Sequence[Any]], None] | None = None,
     ) -> None:
         self.fence = epoch + 1
+        self.stale = stale
         self.deadline = deadline
-        self.settled = False
         self._confirm = confirm
-        self._on_settled: Callable[[Lease], None] | None = None
+        self._commit: Commit | None = None
+        self._on_settling: Callable[[Lease], None] | None = None
 
     @property
     def expired(self) -> bool:
         """Whether the message may have been handed to somebody else."""
         return time.monotonic() >= self.deadline
 
-    def on_settled(self, call: Callable[[Lease], None]) -> None:
-        """Have ``call(lease)`` called once, when the settlement commits."""
-        self._on_settled = call
+    @property
+    def is_stale(self) -> bool:
+        """Whether it is too late to begin with the message."""
+        return time.monotonic() >= self.stale
 
-    def settle(self) -> None:
-        """Note that the settlement was committed."""
-        self.settled = True
-        if self._on_settled is not None:
-            call, self._on_settled = self._on_settled, None
-            call(self)
+    @property
+    def settling(self) -> bool:
+        """Whether a settlement is being committed right now."""
+        return self._commit is not None and not self._commit.is_over
+
+    @property
+    def settled(self) -> bool:
+        """Whether a settlement was committed."""
+        return self._commit is not None and self._commit.succeeded
+
+    def on_settling(self, call: Callable[[Lease], None]) -> None:
+        """Have ``call(lease)`` called when the commit of a settlement begins."""
+        self._on_settling = call
+
+    def settle(self, commit: Commit) -> None:
+        """Note that a settlement is being committed."""
+        self._commit = commit
+        if self._on_settling is not None:
+            self._on_settling(self)
 
 
 def lease_of(message: MessageQueueMixin) -> Lease | None:
@@ -104,9 +128,9 @@ def ack(
 ) -> None:
     """Ack messages; see :meth:`.MessageQueueMixin.ack_all`."""
     table, batch = queue_table(model), _checked(model, messages)
-    connection = _connection(model, session)
+    connection = connection_of(model, session)
     values = {"time_acked": clock.now(), "time_next": None}
-    for chunk in _chunks(batch):
+    for chunk in chunks(batch):
         done = _execute(connection, _acking(table, one=len(chunk) == 1), chunk, values)
         if done != len(chunk):
             raise AlreadySettled(
@@ -117,10 +141,22 @@ def ack(
 
 
 def fail(
-    model: type[MessageQueueMixin], session: Transactional, messages: Iterable[MessageQueueMixin]
+    model: type[MessageQueueMixin],
+    session: Transactional,
+    messages: Iterable[MessageQueueMixin],
+    reason: str | None,
 ) -> None:
     """Fail messages; see :meth:`.MessageQueueMixin.fail_all`."""
-    _postpone(model, session, messages, lambda _table: DEAD, Lease.settle)
+    if reason is not None and not isinstance(reason, str):
+        raise InvalidArgumentType(f"reason={reason!r}: expected a str")
+    values: dict[str, Any] = {"time_next": DEAD}
+    if reason is not None and REASON_COLUMN in queue_table(model).c:
+        values[REASON_COLUMN] = reason
+    batch = list(messages)
+    _postpone(model, session, batch, lambda _table: values, Lease.settle)
+    for message in batch:
+        extra = {"queue": queue_table(model).name, "message_id": message.id, "epoch": message.epoch}
+        log.warning("message %d failed: %s", message.id, reason or "no reason given", extra=extra)
 
 
 def retry(
@@ -131,14 +167,16 @@ def retry(
 ) -> None:
     """Retry messages; see :meth:`.MessageQueueMixin.retry_all`."""
 
-    def time_next(table: Table) -> Any:
+    def later(table: Table) -> dict[str, Any]:
         if delay is None:
             options: QueueOptions = table.info[OPTIONS_KEY]
-            return clock.now() + backoff(table.c.epoch - 1, options)
-        return clock.now() + clock.to_nanoseconds(seconds)
+            wait: Any = backoff(table.c.epoch - 1, options)
+        else:
+            wait = clock.to_nanoseconds(seconds)
+        return {"time_next": clock.database_now() + wait}
 
     seconds = 0 if delay is None else clock.to_seconds(delay, "delay")
-    _postpone(model, session, messages, time_next, Lease.settle)
+    _postpone(model, session, messages, later, Lease.settle)
 
 
 def extend(
@@ -151,32 +189,32 @@ def extend(
     length = clock.to_seconds(seconds, "seconds", minimum=0.001)
     deadline = time.monotonic() + length
 
-    def move_deadline(lease: Lease) -> None:
-        lease.deadline = deadline
+    def move_deadline(lease: Lease, _commit: Commit) -> None:
+        lease.stale = lease.deadline = deadline
 
-    until = clock.now() + clock.to_nanoseconds(length)
-    _postpone(model, session, messages, lambda _table: until, move_deadline)
+    until = clock.database_now() + clock.to_nanoseconds(length)
+    _postpone(model, session, messages, lambda _table: {"time_next": until}, move_deadline)
 
 
 def _postpone(
     model: type[MessageQueueMixin],
     session: Transactional,
     messages: Iterable[MessageQueueMixin],
-    time_next: Callable[[Table], Any],
-    committed: Callable[[Lease], None],
+    values: Callable[[Table], dict[str, Any]],
+    committed: Callable[[Lease, Commit], None],
 ) -> None:
-    """Set ``time_next`` of messages whose lease holds."""
+    """Write values, ``time_next`` among them, to messages whose lease holds."""
     table, batch = queue_table(model), _checked(model, messages)
     if over := [m for m in batch if (lease := lease_of(m)) is not None and lease.settled]:
         raise LeaseLost(f"these messages of {table.name!r} are settled already: {_ids(over)}")
     _confirm(batch)
-    connection = _connection(model, session)
+    connection = connection_of(model, session)
     by_fence: dict[int, list[MessageQueueMixin]] = defaultdict(list)
     for message in batch:
         by_fence[fence_of(message)].append(message)
     for fence, held in by_fence.items():
-        for chunk in _chunks(held):
-            statement = _holding(table, one=len(chunk) == 1).values(time_next=time_next(table))
+        for chunk in chunks(held):
+            statement = _holding(table, one=len(chunk) == 1).values(values(table))
             done = _execute(connection, statement, chunk, {"_fence": fence})
             if done != len(chunk):
                 raise LeaseLost(
@@ -220,19 +258,25 @@ def _holding(table: Table, *, one: bool) -> Update:
 
 
 def _update(table: Table, *, one: bool) -> Update:
-    """Return an UPDATE of one row by its primary key, or of many by ``id``.
+    """Return an UPDATE of one row by its primary key, or of many by ``id``."""
+    if not one:
+        return update_by_id(table)
+    return update(table).where(
+        *(table.c[name] == bindparam(f"_{name}") for name in _layout(table).primary_key)
+    )
+
+
+def update_by_id(table: Table) -> Update:
+    """Return an UPDATE of the rows whose ``id`` is in ``_ids``.
 
     Left to choose, MySQL scans a small table, or all of ``time_acked IS NULL``, and locks the
     gaps that producers insert into: they met deadlocks.
     """
-    layout = _layout(table)
-    if one:
-        return update(table).where(
-            *(table.c[name] == bindparam(f"_{name}") for name in layout.primary_key)
-        )
     statement = update(table).where(table.c.id.in_(bindparam("_ids", expanding=True)))
     for dialect in MYSQL:
-        statement = statement.with_hint(f"FORCE INDEX ({layout.id_index})", dialect_name=dialect)
+        statement = statement.with_hint(
+            f"FORCE INDEX ({_layout(table).id_index})", dialect_name=dialect
+        )
     return statement
 
 
@@ -258,12 +302,12 @@ def _execute(
 def _when_committed(
     connection: Connection,
     batch: Sequence[MessageQueueMixin],
-    call: Callable[[Lease], None],
+    call: Callable[[Lease, Commit], None],
 ) -> None:
     for message in batch:
         lease = lease_of(message)
         if lease is not None:
-            after_commit(connection, call, lease)
+            on_commit(connection, call, lease)
 
 
 def _checked(
@@ -281,7 +325,8 @@ def _checked(
     return batch
 
 
-def _connection(model: type[MessageQueueMixin], session: Transactional) -> Connection:
+def connection_of(model: type[MessageQueueMixin], session: Transactional) -> Connection:
+    """Return the connection of the caller's transaction."""
     if isinstance(session, Connection):
         return session
     if isinstance(session, (Session, scoped_session)):
@@ -292,7 +337,8 @@ def _connection(model: type[MessageQueueMixin], session: Transactional) -> Conne
     )
 
 
-def _chunks(batch: Sequence[T]) -> Iterator[list[T]]:
+def chunks(batch: Sequence[T]) -> Iterator[list[T]]:
+    """Cut a batch into lists that fit into one statement."""
     rest = iter(batch)
     while chunk := list(islice(rest, CHUNK)):
         yield chunk

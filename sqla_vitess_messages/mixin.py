@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sqlalchemy import BigInteger, FromClause, SmallInteger, Table, event
 from sqlalchemy.dialects import mysql
-from sqlalchemy.orm import Mapped, Mapper, declared_attr, mapped_column
+from sqlalchemy.orm import Mapped, Mapper, Session, declared_attr, mapped_column
 
-from . import clock, enqueue, leases
+from . import clock, dead, enqueue, leases
 from .ddl import make_queue_table
 from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
 from .layouts import DEFAULT_PRIORITY, LAYOUTS
 from .leases import Lease, Transactional
 from .options import QueueOptions
+from .stats import QueueStats, count
 
 __all__ = ["MessageQueueMixin"]
 
@@ -146,13 +147,14 @@ class MessageQueueMixin:
         """
         leases.ack(type(self), session, [self])
 
-    def fail(self, session: Transactional) -> None:
+    def fail(self, session: Transactional, reason: str | None = None) -> None:
         """Settle the message as dead in the caller's transaction: it is never delivered again.
 
         :param session: a Session or Connection.
+        :param reason: logged, and kept in the column ``fail_reason`` if the model has one.
         :raises LeaseLost: when the message has been delivered to somebody else since.
         """
-        leases.fail(type(self), session, [self])
+        leases.fail(type(self), session, [self], reason)
 
     def retry(self, session: Transactional, delay: float | timedelta | None = None) -> None:
         """Give the message back in the caller's transaction, to be delivered again.
@@ -182,12 +184,15 @@ class MessageQueueMixin:
         leases.ack(cls, session, messages)
 
     @classmethod
-    def fail_all(cls: type[Q], session: Transactional, messages: Iterable[Q]) -> None:
+    def fail_all(
+        cls: type[Q], session: Transactional, messages: Iterable[Q], reason: str | None = None
+    ) -> None:
         """Fail many messages by one statement for each 500 of the same epoch.
 
+        :param reason: logged, and kept in the column ``fail_reason`` if the model has one.
         :raises LeaseLost: when the lease of any of them has moved on.
         """
-        leases.fail(cls, session, messages)
+        leases.fail(cls, session, messages, reason)
 
     @classmethod
     def retry_all(
@@ -201,6 +206,47 @@ class MessageQueueMixin:
         :raises LeaseLost: when the lease of any of them has moved on.
         """
         leases.retry(cls, session, messages, delay)
+
+    @classmethod
+    def dead(cls: type[Q], session: Session, limit: int = 100) -> list[Q]:
+        """Return messages that have failed for good, as instances of the session.
+
+        :param limit: how many at most.
+        """
+        return dead.find(cls, session, limit)
+
+    @classmethod
+    def requeue(cls: type[Q], session: Transactional, messages: Iterable[Q] | None = None) -> int:
+        """Let dead messages be delivered again, as if for the first time.
+
+        :param session: a Session or Connection; they go out when it commits.
+        :param messages: which; those that aren't dead are passed over. Default: all dead ones.
+        :return: how many there were.
+        """
+        return dead.requeue(cls, session, messages)
+
+    @classmethod
+    def purge_dead(
+        cls: type[MessageQueueMixin],
+        session: Transactional,
+        older_than: float | timedelta | None = None,
+    ) -> int:
+        """Delete dead messages.
+
+        :param session: a Session or Connection.
+        :param older_than: seconds, or a timedelta, since they were enqueued. Default: any age.
+        :return: how many there were.
+        :raises InvalidArgument: when ``older_than`` is given and the layout keeps no such time.
+        """
+        return dead.purge(cls, session, older_than)
+
+    @classmethod
+    def stats(cls: type[MessageQueueMixin], session: Transactional) -> QueueStats:
+        """Count the messages by their state, in one query over one index.
+
+        :param session: a Session or Connection.
+        """
+        return count(cls, session)
 
     def _set_delivery_time(self, nanoseconds: int) -> None:
         if enqueue.is_enqueued(self):

@@ -16,15 +16,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
+from datetime import timedelta
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from . import clock
 from .ddl import queue_table
 from .errors import InvalidArgument, InvalidArgumentType, SubscriberClosed
 from .leases import Lease, lease_of
 from .mixin import MessageQueueMixin
+from .settler import Settler
 from .transports import Transport, TransportName, make_transport
 from .transports.factory import Bind, check_transport_name, own_engine
 
@@ -40,6 +45,9 @@ CLOSE_WITHIN = 1.8
 LONGEST_BACKOFF = 2.0
 """Seconds between two attempts to reconnect, at most."""
 
+COMMIT_ASKED_EACH = 0.002
+"""Seconds until it is asked again whether a settlement's COMMIT is over."""
+
 
 class Subscriber(Generic[M]):
     """Receives the messages of one queue. Safe to share between threads.
@@ -48,8 +56,13 @@ class Subscriber(Generic[M]):
     :param bind: a database URL, or an Engine whose settings to copy. Either way the subscriber has
         connections of its own, and none before :meth:`open`.
     :param max_concurrency: how many received messages may be unsettled at a time, those waiting
-        in the subscriber included.
+        in the subscriber included. A place is free again when the settlement's transaction has
+        committed, or when the lease has run out in the database.
     :param transport: ``"auto"``, ``"pull"`` or ``"stream"`` (Vitess only).
+    :param poll_interval: seconds, or a timedelta, between two looks at an idle queue, at most.
+        Right after work a pull looks every few milliseconds. Doesn't concern ``"stream"``.
+    :param max_attempts: how often a message may have been handed out; one that comes once more is
+        dead. Default: no limit.
     :raises InvalidArgument: when an argument has a value that can't work.
     :raises InvalidArgumentType: when an argument has a type that can't work.
     """
@@ -61,24 +74,31 @@ class Subscriber(Generic[M]):
         *,
         max_concurrency: int = 100,
         transport: TransportName = "auto",
+        poll_interval: float | timedelta = 0.1,
+        max_attempts: int | None = None,
     ) -> None:
         if not (isinstance(model, type) and issubclass(model, MessageQueueMixin)):
             raise InvalidArgumentType(f"model={model!r}: expected a class with MessageQueueMixin")
-        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int):
-            raise InvalidArgumentType(f"max_concurrency={max_concurrency!r}: expected an int")
-        if not 1 <= max_concurrency <= 10_000:
-            raise InvalidArgument(f"max_concurrency={max_concurrency}: expected from 1 to 10000")
+        _check_count("max_concurrency", max_concurrency, 10_000)
+        if max_attempts is not None:
+            _check_count("max_attempts", max_attempts, 2**31 - 1)
         check_transport_name(transport)
         self._model = model
         self._queue = queue_table(model).name
         self._bind = bind
         self._max = max_concurrency
         self._transport_name: TransportName = transport
+        self._poll_interval = clock.to_seconds(poll_interval, "poll_interval", minimum=0.001)
+        self._max_attempts = max_attempts
         self._transport: Transport[M] | None = None
+        self._settler: Settler[M] | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
         self._buffer: deque[M] = deque()
+        self._stale: list[M] = []
         self._held: set[Lease] = set()
+        self._settling: list[Lease] = []
+        self._next_expiry = float("inf")
         self._closing = threading.Event()
         self._error: BaseException | None = None
         own_engine(bind).dispose()
@@ -97,39 +117,45 @@ class Subscriber(Generic[M]):
             return
         engine = own_engine(self._bind)
         try:
-            self._transport = make_transport(self._model, engine, self._transport_name)
+            self._transport = make_transport(
+                self._model, engine, self._transport_name, poll_interval=self._poll_interval
+            )
         except BaseException:
             engine.dispose()
             raise
         self._closing.clear()
         self._error = None
+        self._settler = Settler(self._model, engine)
         self._thread = threading.Thread(
             target=self._run,
-            args=(self._transport,),
+            args=(self._transport, engine),
             name=f"Subscriber({self._queue})",
             daemon=True,
         )
         self._thread.start()
 
     def close(self) -> None:
-        """Stop receiving, give back what nobody has got, close the connections.
+        """Stop receiving, commit grouped settlements, give back what nobody has got, disconnect.
 
-        Returns within two seconds. Messages already got stay leased and may still be settled.
+        Returns within two seconds. Messages already got stay leased and may still be settled in
+        a transaction of the caller's.
         """
-        thread, transport = self._thread, self._transport
-        if thread is None or transport is None:
+        thread, transport, settler = self._thread, self._transport, self._settler
+        if thread is None or transport is None or settler is None:
             return
+        end = time.monotonic() + CLOSE_WITHIN
         self._closing.set()
         transport.interrupt()
         with self._changed:
             self._changed.notify_all()
-        thread.join(CLOSE_WITHIN)
+        settler.close(CLOSE_WITHIN)
+        thread.join(max(end - time.monotonic(), 0))
         if thread.is_alive():
             log.warning(
                 "the server doesn't answer; messages of this subscriber come back after ack_wait",
                 extra={"queue": self._queue},
             )
-        self._thread = self._transport = None
+        self._thread = self._transport = self._settler = None
 
     def __enter__(self) -> Subscriber[M]:
         self.open()
@@ -186,45 +212,91 @@ class Subscriber(Generic[M]):
                 remaining = None if end is None else end - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     return []
-                self._changed.wait(self._until_next_expiry(remaining))
+                self._changed.wait(self._soon(remaining))
+
+    def ack(self, message: M) -> Future[None]:
+        """Ack soon, in a commit shared with others, for work that has no transaction.
+
+        :return: resolved when the commit is done. Its exception is :class:`.AlreadySettled`, or
+            the database's error: then the message may come back.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        return self._open_settler().ack(message)
+
+    def fail(self, message: M, reason: str | None = None) -> Future[None]:
+        """Fail soon, in a commit shared with others; see :meth:`ack`.
+
+        :return: its exception may be :class:`.LeaseLost`.
+        """
+        return self._open_settler().fail(message, reason)
+
+    def retry(self, message: M, delay: float | timedelta | None = None) -> Future[None]:
+        """Retry soon, in a commit shared with others; see :meth:`ack`.
+
+        :return: its exception may be :class:`.LeaseLost`.
+        """
+        return self._open_settler().retry(message, delay)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all settlements handed to this subscriber are committed or have failed.
+
+        :param timeout: seconds to wait at most.
+        :return: False when the time was over first.
+        """
+        return self._open_settler().flush(timeout)
+
+    def _open_settler(self) -> Settler[M]:
+        settler = self._settler
+        if settler is None or self._closing.is_set():
+            raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
+        return settler
 
     def _take(self, n: int) -> list[M]:
         """Hand out what is buffered and whose lease still runs, within max_concurrency."""
-        self._forget_expired()
+        self._free_places()
         taken: list[M] = []
-        while self._buffer and len(taken) < n and len(self._held) < self._max:
+        while self._buffer and len(taken) < n:
             message = self._buffer.popleft()
             lease = lease_of(message)
             assert lease is not None
-            lease.on_settled(self._on_settled)
+            lease.on_settling(self._on_settling)
             self._held.add(lease)
+            self._next_expiry = min(self._next_expiry, lease.deadline)
             taken.append(message)
         if taken:
             self._changed.notify_all()
         return taken
 
-    def _forget_expired(self) -> None:
-        """Drop leases that ran out: the database hands those messages to somebody else."""
-        expired = [lease for lease in self._held if lease.expired]
-        self._held.difference_update(expired)
-        fresh = [m for m in self._buffer if (lease := lease_of(m)) and not lease.expired]
-        if expired or len(fresh) < len(self._buffer):
-            self._buffer = deque(fresh)
-            self._changed.notify_all()
+    def _free_places(self) -> None:
+        """Forget leases that are settled or have run out, and set aside what waited too long."""
+        if self._settling:
+            self._held.difference_update([lease for lease in self._settling if lease.settled])
+            self._settling = [lease for lease in self._settling if lease.settling]
+        now = time.monotonic()
+        if now >= self._next_expiry:
+            self._held = {lease for lease in self._held if not lease.expired}
+            self._next_expiry = min((lease.deadline for lease in self._held), default=float("inf"))
+        while self._buffer and (lease := lease_of(self._buffer[0])) and lease.is_stale:
+            self._stale.append(self._buffer.popleft())
 
-    def _until_next_expiry(self, remaining: float | None) -> float | None:
-        """Return how long to wait at most, when places may be freed by leases that run out."""
-        if len(self._held) < self._max:
-            return remaining
-        soonest = min(lease.deadline for lease in self._held) - time.monotonic()
-        return max(soonest if remaining is None else min(soonest, remaining), 0.001)
+    def _room(self) -> int:
+        return self._max - len(self._held) - len(self._buffer) - len(self._stale)
 
-    def _on_settled(self, lease: Lease) -> None:
+    def _soon(self, seconds: float | None) -> float | None:
+        """Return how long to wait at most, when a place may become free without notice."""
+        if self._settling:
+            return COMMIT_ASKED_EACH if seconds is None else min(seconds, COMMIT_ASKED_EACH)
+        if self._next_expiry == float("inf"):
+            return seconds
+        expiry = max(self._next_expiry - time.monotonic(), 0.001)
+        return expiry if seconds is None else min(seconds, expiry)
+
+    def _on_settling(self, lease: Lease) -> None:
         with self._changed:
-            self._held.discard(lease)
+            self._settling.append(lease)
             self._changed.notify_all()
 
-    def _run(self, transport: Transport[M]) -> None:
+    def _run(self, transport: Transport[M], engine: Engine) -> None:
         """Receive until closed, reconnecting as often as it takes."""
         from tenacity import (
             Retrying,
@@ -244,7 +316,7 @@ class Subscriber(Generic[M]):
         )
         try:
             while not self._closing.is_set():
-                retrying(self._receive, transport)
+                retrying(self._receive, transport, engine)
         except BaseException as error:
             if not self._closing.is_set():
                 log.exception("the subscriber has stopped", extra={"queue": self._queue})
@@ -255,39 +327,52 @@ class Subscriber(Generic[M]):
             with self._changed:
                 self._changed.notify_all()
 
-    def _receive(self, transport: Transport[M]) -> None:
-        room = self._wait_for_room()
-        if not room:
-            return
-        for message in transport.receive(room):
+    def _receive(self, transport: Transport[M], engine: Engine) -> None:
+        room = self._wait_for_work()
+        if stale := list(self._stale):
+            transport.give_back(stale)
+            with self._changed:
+                del self._stale[: len(stale)]
+        worn: list[M] = []
+        for message in transport.receive(room) if room else ():
+            if self._max_attempts is not None and message.epoch >= self._max_attempts:
+                worn.append(message)
+                continue
             with self._changed:
                 self._buffer.append(message)
                 self._changed.notify()
+        if worn:
+            with engine.begin() as connection:
+                reason = f"handed out {self._max_attempts} times and never settled"
+                self._model.fail_all(connection, worn, reason)
         with self._changed:
-            self._forget_expired()
-            kept = max(self._max - len(self._held), 0)
-            surplus = [self._buffer.pop() for _ in range(len(self._buffer) - kept)]
+            self._free_places()
+            surplus = [self._buffer.pop() for _ in range(min(-self._room(), len(self._buffer)))]
         if surplus:
             transport.give_back([*surplus, *transport.stop()])
 
-    def _wait_for_room(self) -> int:
+    def _wait_for_work(self) -> int:
         """Wait until it pays to receive: the buffer is empty, or half of all places are free.
 
-        :return: how many messages there is room for; 0 when closing.
+        :return: how many messages there is room for; 0 when closing, or with stale ones to give
+            back.
         """
         with self._changed:
             while not self._closing.is_set():
-                self._forget_expired()
-                room = self._max - len(self._held) - len(self._buffer)
+                self._free_places()
+                room = self._room()
+                if self._stale:
+                    return 0
                 if room > 0 and (not self._buffer or room >= self._max / 2):
                     return room
-                self._changed.wait(1)
+                self._changed.wait(self._soon(1))
             return 0
 
     def _give_back_all(self, transport: Transport[M]) -> None:
         with self._changed:
-            unseen = list(self._buffer)
+            unseen = [*self._buffer, *self._stale]
             self._buffer.clear()
+            self._stale.clear()
         try:
             unseen += transport.stop()
             if unseen:
@@ -304,3 +389,10 @@ class Subscriber(Generic[M]):
         error = None if outcome is None else outcome.exception()
         reason = getattr(error, "orig", error)
         log.warning("connection lost, reconnecting: %s", reason, extra={"queue": self._queue})
+
+
+def _check_count(name: str, value: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgumentType(f"{name}={value!r}: expected an int")
+    if not 1 <= value <= most:
+        raise InvalidArgument(f"{name}={value}: expected from 1 to {most}")

@@ -8,6 +8,8 @@ from weakref import WeakSet
 
 from sqlalchemy import FromClause
 
+from .transactions import Commit
+
 _listeners: dict[FromClause, WeakSet[threading.Event]] = defaultdict(WeakSet)
 _lock = threading.Lock()
 
@@ -23,8 +25,11 @@ def has_listeners(table: FromClause) -> bool:
     return table in _listeners and bool(_listeners[table])
 
 
-def notify(table: FromClause) -> None:
-    """Set the events of everybody who waits for messages of ``table``."""
+def notify(table: FromClause, _commit: Commit) -> None:
+    """Set the events of everybody who waits for messages of ``table``.
+
+    A commit is on its way: who looks too early looks again a few milliseconds later.
+    """
     with _lock:
         waiting = list(_listeners[table])
     for wake in waiting:

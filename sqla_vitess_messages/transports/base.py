@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import pymysql
-from sqlalchemy import Engine, Select, bindparam, event, select, update
+from sqlalchemy import Engine, Select, bindparam, event, select
 from sqlalchemy.orm import lazyload, undefer
 
 from .. import clock
 from ..ddl import queue_table
-from ..leases import fence_of
+from ..leases import fence_of, update_by_id
 from ..mixin import MessageQueueMixin
 
 __all__ = ["Leasing", "Transport"]
@@ -61,13 +61,12 @@ class Leasing(Generic[M]):
         columns = self._table.c
         # As if they had never been handed out: so the epoch counts what a handler has seen.
         self._giving_back = (
-            update(self._table)
+            update_by_id(self._table)
             .where(
-                columns.id.in_(bindparam("_ids", expanding=True)),
                 columns.epoch == bindparam("_fence"),
                 columns.time_acked.is_(None),
             )
-            .values(time_next=bindparam("_now"), epoch=columns.epoch - 1)
+            .values(time_next=clock.database_now(), epoch=columns.epoch - 1)
         )
 
     def _select(self) -> Select[Any]:
@@ -84,7 +83,7 @@ class Leasing(Generic[M]):
                 for start in range(0, len(some), 500):
                     connection.execute(
                         self._giving_back,
-                        {"_ids": some[start : start + 500], "_fence": fence, "_now": clock.now()},
+                        {"_ids": some[start : start + 500], "_fence": fence},
                     )
 
     def close(self) -> None:

@@ -53,7 +53,9 @@ def own_engine(bind: Bind) -> Engine:
     return engine
 
 
-def make_transport(model: type[M], engine: Engine, name: TransportName) -> Transport[M]:
+def make_transport(
+    model: type[M], engine: Engine, name: TransportName, *, poll_interval: float
+) -> Transport[M]:
     """Connect, check that the queue is there, and return the transport.
 
     ``auto`` pulls on every database. Measured on Vitess with vtgate's default flags, a stream over
@@ -77,8 +79,7 @@ def make_transport(model: type[M], engine: Engine, name: TransportName) -> Trans
                 f"transport='stream': needs the driver pymysql, not {engine.dialect.driver}"
             )
         return StreamTransport(model, engine)
-    # Vitess's tablets purge by themselves.
-    return PullTransport(model, engine, purges=not vitess)
+    return PullTransport(model, engine, vitess=vitess, poll_interval=poll_interval)
 
 
 def check_transport_name(name: str) -> None:

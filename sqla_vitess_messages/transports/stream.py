@@ -27,11 +27,12 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import TextClause, TextualSelect
 
+from ..backoff import longest_backoff
 from ..ddl import OPTIONS_KEY
 from ..leases import Lease, attach, fence_of
 from ..options import QueueOptions
 from .base import Leasing, M, bound_reads
-from .pull import PullTransport
+from .puller import Puller
 
 __all__ = ["StreamTransport"]
 
@@ -77,7 +78,7 @@ class StreamTransport(Leasing[M]):
         self._looking = select(columns.id, columns.epoch).where(
             columns.id.in_(bindparam("_ids", expanding=True))
         )
-        self._pull = PullTransport(model, engine, purges=False)
+        self._puller = Puller(model, engine)
         self._arrived: SimpleQueue[M | Exception] = SimpleQueue()
         self._lanes: list[threading.Thread] = []
         self._stopping = threading.Event()
@@ -88,7 +89,7 @@ class StreamTransport(Leasing[M]):
         """Yield a backlog first, then what the lanes read in half a segment."""
         taken = 0
         if not self._lanes:
-            for message in self._pull.take(limit):
+            for message in self._puller.take(limit):
                 taken += 1
                 yield message
             if taken == limit:
@@ -98,7 +99,7 @@ class StreamTransport(Leasing[M]):
             taken += 1
             yield message
         if taken < limit:
-            yield from self._pull.take(limit - taken, due_for=OVERLOOKED_AFTER)
+            yield from self._puller.take(limit - taken, due_for=OVERLOOKED_AFTER)
 
     def _read_lanes(self, seconds: float) -> Iterator[M]:
         end = time.monotonic() + seconds
@@ -171,8 +172,9 @@ class StreamTransport(Leasing[M]):
         messages = session.scalars(self._streaming(seconds), execution_options=options)
         for message in messages:
             session.expunge(message)
-            deadline = time.monotonic() + self._options.ack_wait
-            attach(message, Lease(message.epoch, deadline, self.confirm))
+            stale = time.monotonic() + self._options.ack_wait
+            ends = stale + longest_backoff(message.epoch, self._options)
+            attach(message, Lease(message.epoch, stale, ends, self.confirm))
             self._arrived.put(message)
 
     def _streaming(self, seconds: float) -> Any:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Connection, create_engine
+from sqlalchemy.exc import IntegrityError
 
-from sqla_vitess_messages.transactions import after_commit
+from sqla_vitess_messages.transactions import Commit, on_commit
 
 
 @pytest.fixture
@@ -18,14 +19,19 @@ def connection() -> Iterator[Connection]:
     engine.dispose()
 
 
+class Calls(list[str]):
+    def note(self, word: str, _commit: Commit) -> None:
+        self.append(word)
+
+
 @pytest.fixture
-def calls() -> list[str]:
-    return []
+def calls() -> Calls:
+    return Calls()
 
 
-def test_a_commit_calls_once(connection: Connection, calls: list[str]) -> None:
+def test_a_commit_calls_once(connection: Connection, calls: Calls) -> None:
     with connection.begin():
-        after_commit(connection, calls.append, "a")
+        on_commit(connection, calls.note, "a")
         assert calls == []
     assert calls == ["a"]
     with connection.begin():
@@ -33,9 +39,9 @@ def test_a_commit_calls_once(connection: Connection, calls: list[str]) -> None:
     assert calls == ["a"]
 
 
-def test_a_rollback_forgets(connection: Connection, calls: list[str]) -> None:
+def test_a_rollback_forgets(connection: Connection, calls: Calls) -> None:
     transaction = connection.begin()
-    after_commit(connection, calls.append, "a")
+    on_commit(connection, calls.note, "a")
     transaction.rollback()
     with connection.begin():
         pass
@@ -43,30 +49,56 @@ def test_a_rollback_forgets(connection: Connection, calls: list[str]) -> None:
 
 
 def test_a_rolled_back_savepoint_forgets_what_is_inside(
-    connection: Connection, calls: list[str]
+    connection: Connection, calls: Calls
 ) -> None:
     with connection.begin():
-        after_commit(connection, calls.append, "before")
+        on_commit(connection, calls.note, "before")
         savepoint = connection.begin_nested()
-        after_commit(connection, calls.append, "inside")
+        on_commit(connection, calls.note, "inside")
         savepoint.rollback()
-        after_commit(connection, calls.append, "after")
+        on_commit(connection, calls.note, "after")
     assert calls == ["before", "after"]
 
 
 def test_a_savepoint_from_before_the_first_call_counts(
-    connection: Connection, calls: list[str]
+    connection: Connection, calls: Calls
 ) -> None:
     with connection.begin():
         savepoint = connection.begin_nested()
-        after_commit(connection, calls.append, "inside")
+        on_commit(connection, calls.note, "inside")
         savepoint.rollback()
     assert calls == []
 
 
-def test_a_released_savepoint_keeps(connection: Connection, calls: list[str]) -> None:
+def test_a_released_savepoint_keeps(connection: Connection, calls: Calls) -> None:
     with connection.begin():
         with connection.begin_nested(), connection.begin_nested():
-            after_commit(connection, calls.append, "inside")
-        after_commit(connection, calls.append, "after")
+            on_commit(connection, calls.note, "inside")
+        on_commit(connection, calls.note, "after")
     assert calls == ["inside", "after"]
+
+
+def test_a_commit_is_over_when_the_server_has_answered(connection: Connection) -> None:
+    commits: list[tuple[Commit, bool]] = []
+    with connection.begin():
+        on_commit(connection, lambda _none, commit: commits.append((commit, commit.is_over)), None)
+    ((commit, was_over),) = commits
+    assert (was_over, commit.is_over, commit.succeeded) == (False, True, True)
+
+
+def test_a_commit_that_fails_has_not_succeeded(connection: Connection) -> None:
+    connection.exec_driver_sql("PRAGMA foreign_keys = ON")
+    connection.exec_driver_sql("CREATE TABLE a (id INTEGER PRIMARY KEY)")
+    connection.exec_driver_sql(
+        "CREATE TABLE b (a INTEGER REFERENCES a DEFERRABLE INITIALLY DEFERRED)"
+    )
+    connection.commit()
+    commits: list[Commit] = []
+    transaction = connection.begin()
+    on_commit(connection, lambda _none, commit: commits.append(commit), None)
+    connection.exec_driver_sql("INSERT INTO b VALUES (1)")
+    with pytest.raises(IntegrityError):
+        transaction.commit()
+    transaction.rollback()
+    assert commits[0].is_over
+    assert not commits[0].succeeded

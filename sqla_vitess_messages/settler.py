@@ -1,0 +1,150 @@
+"""Settle for handlers without a transaction of their own: many settlements to a commit.
+
+One UPDATE per ack is 450-620 a second through vtgate, 100 to an UPDATE 11,000-16,000.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from datetime import timedelta
+from queue import Empty, SimpleQueue
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from . import leases
+from .errors import MessageQueueError
+from .mixin import MessageQueueMixin
+
+__all__ = ["Settler"]
+
+M = TypeVar("M", bound=MessageQueueMixin)
+
+LINGER = 0.002
+"""Seconds that a settlement waits for others to join it."""
+
+LARGEST_GROUP = 500
+"""Settlements to a commit: one statement's worth."""
+
+
+class _How(NamedTuple):
+    """What can be settled by one statement."""
+
+    kind: Literal["ack", "fail", "retry"]
+    reason: str | None = None
+    delay: float | timedelta | None = None
+
+
+class _Settlement(NamedTuple):
+    """One message to settle; None for a mark in the queue, resolved when it is reached."""
+
+    message: MessageQueueMixin | None
+    how: _How
+    done: Future[None]
+
+
+class Settler(Generic[M]):
+    """Groups the settlements of one queue and commits them in a thread of its own.
+
+    :param engine: where to commit.
+    """
+
+    def __init__(self, model: type[M], engine: Engine) -> None:
+        self._model = model
+        self._engine = engine
+        self._waiting: SimpleQueue[_Settlement | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="Settler", daemon=True)
+        self._thread.start()
+
+    def ack(self, message: M) -> Future[None]:
+        """Ack with the next group."""
+        return self._add(message, _How("ack"))
+
+    def fail(self, message: M, reason: str | None) -> Future[None]:
+        """Fail with the next group."""
+        return self._add(message, _How("fail", reason=reason))
+
+    def retry(self, message: M, delay: float | timedelta | None) -> Future[None]:
+        """Retry with the next group."""
+        return self._add(message, _How("retry", delay=delay))
+
+    def flush(self, timeout: float | None) -> bool:
+        """Wait until all settlements so far are committed or have failed.
+
+        :return: False when the time was over first.
+        """
+        return not wait([self._add(None, _How("ack"))], timeout).not_done
+
+    def close(self, timeout: float) -> None:
+        """Settle what waits, and end the thread."""
+        self._waiting.put(None)
+        self._thread.join(timeout)
+
+    def _add(self, message: M | None, how: _How) -> Future[None]:
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()  # It can't be taken back.
+        self._waiting.put(_Settlement(message, how, done))
+        return done
+
+    def _run(self) -> None:
+        more = True
+        while more:
+            group, more = self._next_group()
+            self._commit([item for item in group if item.message is not None])
+            for item in group:
+                if item.message is None:
+                    item.done.set_result(None)
+
+    def _next_group(self) -> tuple[list[_Settlement], bool]:
+        """Wait for a group; the flag says whether another may follow."""
+        group: list[_Settlement] = []
+        end = float("inf")
+        while len(group) < LARGEST_GROUP:
+            try:
+                item = self._waiting.get(timeout=None if not group else end - time.monotonic())
+            except (Empty, ValueError):  # ValueError: the time was over before.
+                break
+            if item is None:
+                return group, False
+            if not group:
+                end = time.monotonic() + LINGER
+            group.append(item)
+        return group, True
+
+    def _commit(self, group: Sequence[_Settlement]) -> None:
+        """Commit a group; if one settlement can't be, find it by halves and commit the others."""
+        if not group:
+            return
+        try:
+            with self._engine.begin() as connection:
+                self._settle(connection, group)
+        except MessageQueueError as error:
+            if len(group) == 1:
+                group[0].done.set_exception(error)
+                return
+            self._commit(group[: len(group) // 2])
+            self._commit(group[len(group) // 2 :])
+        except SQLAlchemyError as error:
+            for item in group:
+                item.done.set_exception(error)
+        else:
+            for item in group:
+                item.done.set_result(None)
+
+    def _settle(self, connection: Connection, group: Sequence[_Settlement]) -> None:
+        by_how: dict[_How, list[MessageQueueMixin]] = defaultdict(list)
+        for item in group:
+            if item.message is not None:
+                by_how[item.how].append(item.message)
+        for how, messages in by_how.items():
+            if how.kind == "ack":
+                leases.ack(self._model, connection, messages)
+            elif how.kind == "fail":
+                leases.fail(self._model, connection, messages, how.reason)
+            else:
+                leases.retry(self._model, connection, messages, how.delay)
