@@ -27,6 +27,7 @@ class Backend:
 BACKENDS = [
     Backend("sqlite", None, "auto"),
     Backend("mysql", "mysql", "auto"),
+    Backend("mariadb", "mariadb", "auto"),
     Backend("vitess", "vtgate", "auto"),
     Backend("vitess-stream", "vtgate-fast", "stream"),
     Backend("dev", "dev", "auto"),

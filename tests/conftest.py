@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions, Subscriber
 from tests.backends import BACKENDS, Backend, make_queue_class
-from tools.vitess import Cluster, Dev, MissingTool, MySQL, install
+from tools.vitess import Cluster, Dev, MariaDB, MissingTool, MySQL, install
 
 _URLS = "SQLA_VITESS_MESSAGES_TEST_URLS"
 _running: list[Any] = []
@@ -52,11 +52,15 @@ def _start_databases() -> tuple[dict[str, str], str]:
     try:
         parts = install()
         mysql = MySQL("mysql", Path(_folder), parts, ["messages"])
-        _running.append(mysql)
+        mariadb = MariaDB("mariadb", Path(_folder), parts)
+        _running.extend([mysql, mariadb])
         mysql.start()
+        mariadb.start()
         mysql.wait()
+        mariadb.wait()
+        plain = {"mysql": mysql.url, "mariadb": mariadb.url}
         if named := os.environ.get("VITESS_URL"):
-            return {"mysql": mysql.url, "vtgate": named}, ""
+            return {**plain, "vtgate": named}, ""
         cluster = Cluster(Path(_folder) / "cluster")
         dev = Dev(Path(_folder) / "dev")
         _running.extend([cluster, dev])
@@ -65,7 +69,7 @@ def _start_databases() -> tuple[dict[str, str], str]:
     except MissingTool as error:
         return {}, str(error).splitlines()[0]
     return {
-        "mysql": mysql.url,
+        **plain,
         "vtgate": cluster.url(),
         "vtgate-fast": cluster.url(gate="vtgate-fast"),
         "dev": dev.url(),

