@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from . import clock
 from .ddl import queue_table
-from .errors import InvalidArgument, InvalidArgumentType, SubscriberClosed
+from .errors import InvalidArgument, InvalidArgumentType, LeaseLost, SubscriberClosed
 from .leases import Lease, lease_of
 from .mixin import MessageQueueMixin
 from .settler import Settler
@@ -342,14 +342,21 @@ class Subscriber(Generic[M]):
                 self._buffer.append(message)
                 self._changed.notify()
         if worn:
-            with engine.begin() as connection:
-                reason = f"handed out {self._max_attempts} times and never settled"
-                self._model.fail_all(connection, worn, reason)
+            self._fail(worn, engine)
         with self._changed:
             self._free_places()
             surplus = [self._buffer.pop() for _ in range(min(-self._room(), len(self._buffer)))]
         if surplus:
             transport.give_back([*surplus, *transport.stop()])
+
+    def _fail(self, worn: list[M], engine: Engine) -> None:
+        """Let messages die that have run out of attempts."""
+        reason = f"handed out {self._max_attempts} times and never settled"
+        try:
+            with engine.begin() as connection:
+                self._model.fail_all(connection, worn, reason)
+        except LeaseLost:
+            log.info("messages were handed out again meanwhile", extra={"queue": self._queue})
 
     def _wait_for_work(self) -> int:
         """Wait until it pays to receive: the buffer is empty, or half of all places are free.

@@ -34,6 +34,9 @@ BACKENDS = [
     Backend("dev-stream", "dev", "stream"),
 ]
 
+PULLING = [backend for backend in BACKENDS if backend.transport == "auto"]
+"""A stream may be sent more than it has room for."""
+
 
 def make_queue_class(
     options: QueueOptions,

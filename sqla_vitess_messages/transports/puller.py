@@ -87,10 +87,11 @@ class Puller(Leasing[M]):
             session.expunge_all()
             if messages:
                 self._postpone(connection, messages)
-        ack_wait = self._options.ack_wait
+        stale = asked + self._options.ack_wait
+        latest = time.monotonic() + self._options.ack_wait
         for message in messages:
-            ends = asked + ack_wait + longest_backoff(message.epoch, self._options)
-            attach(message, Lease(message.epoch, asked + ack_wait, ends))
+            ends = latest + longest_backoff(message.epoch, self._options)
+            attach(message, Lease(message.epoch, stale, ends))
         return messages
 
     def something_is_due(self) -> bool:

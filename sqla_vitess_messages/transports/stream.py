@@ -32,7 +32,7 @@ from ..ddl import OPTIONS_KEY
 from ..leases import Lease, attach, fence_of
 from ..options import QueueOptions
 from .base import Leasing, M, bound_reads
-from .puller import Puller
+from .puller import LARGEST_PULL, Puller
 
 __all__ = ["StreamTransport"]
 
@@ -92,7 +92,7 @@ class StreamTransport(Leasing[M]):
             for message in self._puller.take(limit):
                 taken += 1
                 yield message
-            if taken == limit:
+            if taken == min(limit, LARGEST_PULL):
                 return
             self._start()
         for message in self._read_lanes(SEGMENT / 2):

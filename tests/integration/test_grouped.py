@@ -1,0 +1,95 @@
+"""Settlements without a transaction of the caller's, many to a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+
+from sqla_vitess_messages import AlreadySettled, LeaseLost, SubscriberClosed
+from sqla_vitess_messages.leases import DEAD
+from tests.backends import ack, enqueue, row
+
+Subscribe = Callable[..., Any]
+
+
+def receive(subscriber: Any, count: int) -> list[Any]:
+    """Receive so many different messages."""
+    found: dict[int, Any] = {}
+    while len(found) < count:
+        for message in subscriber.get_many(count, 20):
+            found[message.id] = message
+    return list(found.values())
+
+
+def test_each_settlement_is_committed_when_its_future_says_so(
+    engine: Engine, make_queue: Callable[..., Any], subscribe: Subscribe
+) -> None:
+    queue = make_queue(ack_wait=60)
+    enqueue(engine, *(queue() for _ in range(3)))
+    subscriber = subscribe(queue)
+    acked, failed, retried = receive(subscriber, 3)
+    subscriber.ack(acked).result(20)
+    assert row(engine, acked).time_acked is not None
+    subscriber.fail(failed, "broken").result(20)
+    assert row(engine, failed).time_next == DEAD
+    subscriber.retry(retried, 0).result(20)
+    again = subscriber.get(20)
+    assert (again.id, again.epoch) == (retried.id, 1)
+
+
+def test_many_settlements_share_commits(
+    engine: Engine, make_queue: Callable[..., Any], subscribe: Subscribe
+) -> None:
+    queue = make_queue(ack_wait=60)
+    enqueue(engine, *(queue() for _ in range(200)))
+    subscriber = subscribe(queue, max_concurrency=200)
+    messages = receive(subscriber, 200)
+    updates: list[str] = []
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def note(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "time_acked=" in statement.replace(" ", "") and statement.startswith("UPDATE"):
+            updates.append(statement)
+
+    try:
+        futures = [subscriber.ack(message) for message in messages]
+        assert subscriber.flush(20)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert all(future.done() for future in futures)
+    assert all(row(engine, message).time_acked for message in messages)
+    assert 1 <= len(updates) <= 20
+
+
+def test_one_bad_settlement_fails_alone(
+    engine: Engine, make_queue: Callable[..., Any], subscribe: Subscribe
+) -> None:
+    queue = make_queue(ack_wait=60)
+    enqueue(engine, *(queue() for _ in range(9)))
+    subscriber = subscribe(queue)
+    messages = receive(subscriber, 9)
+    ack(engine, messages[4])
+    futures = [subscriber.ack(message) for message in messages]
+    retried = subscriber.retry(messages[4])
+    subscriber.flush(20)
+    errors = [future.exception(20) for future in futures]
+    assert [type(error) for error in errors if error] == [AlreadySettled]
+    assert isinstance(errors[4], AlreadySettled)
+    assert isinstance(retried.exception(20), LeaseLost)
+    assert all(row(engine, message).time_acked for message in messages)
+
+
+def test_close_commits_what_was_handed_in(
+    engine: Engine, queue: type[Any], subscribe: Subscribe
+) -> None:
+    enqueue(engine, queue())
+    subscriber = subscribe(queue)
+    future = subscriber.ack(subscriber.get(20))
+    subscriber.close()
+    assert future.done()
+    assert future.exception() is None
+    with pytest.raises(SubscriberClosed):
+        subscriber.flush()

@@ -1,0 +1,134 @@
+"""A subscriber never leases more than it may, as the database sees it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+
+from sqla_vitess_messages import clock
+from sqla_vitess_messages.leases import DEAD
+from tests.backends import PULLING, enqueue, eventually
+
+Subscribe = Callable[..., Any]
+MakeQueue = Callable[..., type[Any]]
+
+pulling = pytest.mark.parametrize("backend", PULLING, indirect=True, ids=lambda b: b.name)
+
+
+def leased(engine: Engine, model: type[Any]) -> int:
+    """Count live leases in the database."""
+    columns = model.__table__.c
+    query = select(func.count()).where(
+        columns.time_acked.is_(None),
+        columns.epoch > 0,
+        columns.time_next.between(clock.database_now(), DEAD - 1),
+    )
+    with engine.connect() as connection:
+        return connection.scalar(query) or 0
+
+
+class Watch:
+    """Notes the most leases there were, until it is left."""
+
+    def __init__(self, engine: Engine, model: type[Any]) -> None:
+        self.most = 0
+        self._look = lambda: leased(engine, model)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.most = max(self.most, self._look())
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pulling
+def test_two_subscribers_never_lease_more_than_both_may(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
+) -> None:
+    """With a slow handler, a backlog, and settlements that roll back now and then."""
+    queue, count = make_queue(ack_wait=60), 400
+    enqueue(engine, *(queue(body=str(number)) for number in range(count)))
+    done: list[list[int]] = [[], []]
+
+    def handle(subscriber: Any, handled: list[int]) -> None:
+        while sum(map(len, done)) < count:
+            message = subscriber.get(0.2)
+            if message is None:
+                continue
+            time.sleep(0.01)
+            with Session(engine) as session:
+                message.ack(session)
+                session.rollback()
+            with Session(engine) as session, session.begin():
+                message.ack(session)
+            handled.append(message.epoch)
+
+    with Watch(engine, queue) as watch:
+        subscribers = [subscribe(queue, max_concurrency=8) for _ in done]
+        threads = [
+            threading.Thread(target=handle, args=(subscriber, handled))
+            for subscriber, handled in zip(subscribers, done, strict=True)
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert 8 < watch.most <= 16
+    assert sum(done[0] + done[1]) == 0  # None was delivered again.
+    assert min(map(len, done)) > count / 5
+
+
+@pulling
+def test_an_expired_lease_frees_its_place_only_when_the_database_thinks_so_too(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
+) -> None:
+    queue = make_queue(ack_wait=0.3, min_backoff=0.3)
+    enqueue(engine, *(queue() for _ in range(40)))
+    with Watch(engine, queue) as watch:
+        subscriber = subscribe(queue, max_concurrency=4)
+        received = [subscriber.get(20) for _ in range(12)]
+    assert all(received)
+    assert 0 < watch.most <= 4
+
+
+@pulling
+def test_a_place_is_free_when_the_commit_is_over(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
+) -> None:
+    queue = make_queue(ack_wait=60)
+    enqueue(engine, queue(), queue())
+    subscriber = subscribe(queue, max_concurrency=1)
+    first = subscriber.get(20)
+    with Session(engine) as session, session.begin():
+        first.ack(session)
+        if engine.dialect.name != "sqlite":  # There the open transaction stops every other one.
+            assert subscriber.get(0.5) is None
+    assert subscriber.get(20).id != first.id
+
+
+@pulling
+def test_what_waited_too_long_goes_back_without_counting_as_an_attempt(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
+) -> None:
+    queue = make_queue(ack_wait=0.5, min_backoff=60)
+    enqueue(engine, queue(), queue())
+    subscriber = subscribe(queue, max_concurrency=2)
+    eventually(lambda: leased(engine, queue) == 2)
+    time.sleep(1)  # Nobody asks for them in time.
+    received = [subscriber.get(20) for _ in range(2)]
+    assert [message.epoch for message in received] == [0, 0]

@@ -1,0 +1,100 @@
+"""What a pull costs doesn't grow with what is acked, scheduled or dead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event, insert, text
+
+from sqla_vitess_messages import clock
+from sqla_vitess_messages.ddl import is_vitess
+from sqla_vitess_messages.leases import DEAD
+from sqla_vitess_messages.transports.factory import own_engine
+from sqla_vitess_messages.transports.puller import Puller
+from tests.backends import BACKENDS, enqueue
+
+MakeQueue = Callable[..., type[Any]]
+
+ROWS = 200_000
+SERVERS = [b for b in BACKENDS if b.name in ("sqlite", "mysql", "mariadb", "vitess")]
+on_each_server = pytest.mark.parametrize("backend", SERVERS, indirect=True, ids=lambda b: b.name)
+
+
+def fill(engine: Engine, model: type[Any]) -> None:
+    """Enqueue 200,000 messages: half acked, the others scheduled, a tenth of them dead."""
+    now = clock.now()
+    later = now + clock.to_nanoseconds(86_400)
+    for start in range(0, ROWS, 5_000):
+        rows = [
+            {"time_next": None, "time_acked": now}
+            if number % 2
+            else {"time_next": DEAD if number % 20 == 0 else later + number, "time_acked": None}
+            for number in range(start, start + 5_000)
+        ]
+        common = {"time_scheduled": now, "time_created": now, "epoch": 1, "body": "x"}
+        kept = {name: value for name, value in common.items() if name in model.__table__.c}
+        with engine.begin() as connection:
+            connection.execute(insert(model), [kept | row for row in rows])
+
+
+@pytest.fixture
+def puller_engine(url: str) -> Iterator[Engine]:
+    engine = own_engine(url)
+    yield engine
+    engine.dispose()
+
+
+def rows_read(connection: Connection) -> int:
+    """Return how many index entries and rows this connection has read so far.
+
+    SQLite doesn't count, and vtgate has connections of its own.
+    """
+    if connection.dialect.name == "sqlite" or is_vitess(connection):
+        return 0
+    status = connection.execute(text("SHOW SESSION STATUS LIKE 'Handler_read%'"))
+    return sum(int(value) for _name, value in status)
+
+
+@on_each_server
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("layout", ["portable", "minimal"])
+def test_a_pull_reads_by_index_only_what_is_due(
+    engine: Engine, make_queue: MakeQueue, puller_engine: Engine, layout: str
+) -> None:
+    queue = make_queue(ack_wait=60, layout=layout)
+    fill(engine, queue)
+    enqueue(engine, *(queue(priority=priority) for priority in (10, 50, 50, 90)))
+    puller: Puller[Any] = Puller(queue, puller_engine)
+    sent: list[tuple[str, Any]] = []
+
+    @event.listens_for(puller_engine, "before_cursor_execute")
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        sent.append((statement, parameters))
+
+    with puller_engine.connect() as connection:
+        before = rows_read(connection)
+    sent.clear()
+    assert puller.something_is_due()
+    messages = puller.take(10)
+    assert [message.priority for message in messages] == [10, 50, 50, 90]
+    statements = list(sent)
+    with puller_engine.connect() as connection:  # The pool's only one, so its counters are ours.
+        assert rows_read(connection) - before < 200
+        for statement, parameters in statements:
+            _check_plan(connection, statement, parameters)
+
+
+def _check_plan(connection: Connection, statement: str, parameters: Any) -> None:
+    """Demand that a statement reaches its rows by an index, in order, and reads few."""
+    if connection.dialect.name == "sqlite":
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+        for step in plan:
+            assert "USING" in step.detail, (statement, plan)
+            assert "TEMP B-TREE" not in step.detail, (statement, plan)
+    else:
+        for step in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).mappings():
+            assert step["key"] in ("poller_idx", "next_idx", "id_idx", "PRIMARY"), dict(step)
+            assert "filesort" not in (step["Extra"] or ""), dict(step)
+            assert step["type"] in ("range", "ref", "const", "eq_ref"), (statement, dict(step))
