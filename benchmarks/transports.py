@@ -47,7 +47,7 @@ def _queue(suffix: str, ack_wait: float = 60) -> type[Any]:
 
 
 @contextmanager
-def _table(url: str, ack_wait: float = 60) -> Iterator[tuple[Engine, type[Any], str]]:
+def table(url: str, ack_wait: float = 60) -> Iterator[tuple[Engine, type[Any], str]]:
     suffix = secrets.token_hex(4)
     model, engine = _queue(suffix, ack_wait), create_engine(url)
     model.metadata.create_all(engine)
@@ -71,7 +71,7 @@ def _produce(url: str, suffix: str, rate: int, seconds: int) -> None:
 def latency(url: str, transport: TransportName, rate: int, seconds: int) -> str:
     """Return p50 / p99 in ms from a message's creation until a handler has it."""
     # A stream loses one in a thousand or so, which comes back after twice ack_wait.
-    with _table(url, 5) as (_, model, suffix), Subscriber(model, url, transport=transport) as sub:
+    with table(url, 5) as (_, model, suffix), Subscriber(model, url, transport=transport) as sub:
         time.sleep(1.5)
         context = multiprocessing.get_context("spawn")
         producer = context.Process(target=_produce, args=(url, suffix, rate, seconds))
@@ -90,7 +90,7 @@ def latency(url: str, transport: TransportName, rate: int, seconds: int) -> str:
     return f"{percentiles[49]:,.0f} / {percentiles[98]:,.0f}"
 
 
-def _enqueue(engine: Engine, model: type[Any], count: int) -> None:
+def enqueue(engine: Engine, model: type[Any], count: int) -> None:
     for _ in range(0, count, 5000):
         with Session(engine) as session, session.begin():
             session.add_all([model(body="x" * 100) for _ in range(min(count, 5000))])
@@ -98,8 +98,8 @@ def _enqueue(engine: Engine, model: type[Any], count: int) -> None:
 
 def drain(url: str, transport: TransportName) -> str:
     """Return received and acked messages a second, the acks grouped."""
-    with _table(url) as (engine, model, _):
-        _enqueue(engine, model, BACKLOG)
+    with table(url) as (engine, model, _):
+        enqueue(engine, model, BACKLOG)
         with Subscriber(model, url, max_concurrency=1000, transport=transport) as subscriber:
             started, done = time.monotonic(), 0
             while done < BACKLOG:
@@ -111,13 +111,13 @@ def drain(url: str, transport: TransportName) -> str:
 
 def excess(url: str, transport: TransportName) -> str:
     """Return the most leases that the table has beyond max_concurrency, nothing being settled."""
-    with _table(url) as (engine, model, _):
+    with table(url) as (engine, model, _):
         columns = model.__table__.c
         leased = select(func.count()).where(columns.epoch > 0, columns.time_acked.is_(None))
         most = 0
         with Subscriber(model, url, max_concurrency=HELD, transport=transport) as subscriber:
             time.sleep(1.5)
-            _enqueue(engine, model, 10_000)
+            enqueue(engine, model, 10_000)
             held = []
             for _ in range(50):
                 held += subscriber.get_many(HELD, 0.1)
@@ -135,7 +135,7 @@ def idle(url: str, transport: TransportName) -> str:
         nonlocal statements
         statements += counted.is_set()
 
-    with _table(url) as (_, model, _), Subscriber(model, url, transport=transport):
+    with table(url) as (_, model, _), Subscriber(model, url, transport=transport):
         event.listen(Engine, "before_cursor_execute", count)
         time.sleep(2)
         counted.set()

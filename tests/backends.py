@@ -29,6 +29,7 @@ BACKENDS = [
     Backend("mysql", "mysql", "auto"),
     Backend("mariadb", "mariadb", "auto"),
     Backend("vitess", "vtgate", "auto"),
+    Backend("vitess-sharded", "sharded", "auto"),
     Backend("vitess-stream", "vtgate-fast", "stream"),
     Backend("dev", "dev", "auto"),
     Backend("dev-stream", "dev", "stream"),

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions, Subscriber
-from tests.backends import BACKENDS, Backend, make_queue_class
+from tests.backends import BACKENDS, Backend, eventually, make_queue_class
 from tools.vitess import Cluster, Dev, MariaDB, MissingTool, MySQL, install
 
 _URLS = "SQLA_VITESS_MESSAGES_TEST_URLS"
@@ -72,6 +73,7 @@ def _start_databases() -> tuple[dict[str, str], str]:
         **plain,
         "vtgate": cluster.url(),
         "vtgate-fast": cluster.url(gate="vtgate-fast"),
+        "sharded": cluster.url("sharded"),
         "dev": dev.url(),
     }, ""
 
@@ -123,7 +125,7 @@ def engine(url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def make_queue(engine: Engine) -> Iterator[Callable[..., type[Any]]]:
+def make_queue(engine: Engine, backend: Backend) -> Iterator[Callable[..., type[Any]]]:
     """Make a queue with options and payload of its own, and its table."""
     made: list[type[MessageQueueMixin]] = []
 
@@ -134,13 +136,31 @@ def make_queue(engine: Engine) -> Iterator[Callable[..., type[Any]]]:
     ) -> type[Any]:
         options = {"ack_wait": 1, "poller_interval": 0.2, "min_backoff": 0.2} | options
         model = make_queue_class(QueueOptions(**options), base=base, attributes=attributes)
-        model.metadata.create_all(engine)
+        # A sharded keyspace answers the check for a table that isn't there by an error of its own.
+        model.metadata.create_all(engine, checkfirst=backend.server != "sharded")
         made.append(model)
+        if backend.server == "sharded":
+            _shard_by_id(engine, model)
         return model
 
     yield make
     for model in made:
         model.metadata.drop_all(engine)
+
+
+def _shard_by_id(engine: Engine, model: type[Any]) -> None:
+    """Give a queue its vindex, and wait until vtgate knows."""
+    name = model.__table__.name
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"ALTER VSCHEMA ON {name} ADD VINDEX hash(id) USING hash")
+
+    def is_known() -> bool:
+        with suppress(DBAPIError), engine.connect() as connection:
+            connection.execute(update(model.__table__).where(model.id == 1).values(epoch=0))
+            return True
+        return False
+
+    eventually(is_known)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def consume(url: str, suffix: str) -> None:
 
     with Subscriber(queue, url, max_concurrency=200) as subscriber:
         while True:
-            messages = subscriber.get_many(random.choice([1, 10, 20]))
+            messages = subscriber.get_many(random.choice([1, 25, 50]))
             time.sleep(random.uniform(0, 0.02))  # The work.
             try:
                 settle(messages)

@@ -87,7 +87,7 @@ def test_a_message_that_nobody_settles_dies_after_its_attempts(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
     """As one that kills its process does: no handler is left to count."""
-    queue = make_queue(ack_wait=0.2, min_backoff=0.1, max_backoff=0.1)
+    queue = make_queue(ack_wait=1, min_backoff=0.2, max_backoff=0.2)
     subscriber = subscribe(queue, max_attempts=2)
     enqueue(engine, queue())
     assert [subscriber.get(20).epoch for _ in range(2)] == [0, 1]
