@@ -7,6 +7,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Connection, Constraint, Index, Integer, Table, event, inspect, text
+from sqlalchemy.engine.reflection import Inspector
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import DDLCompiler
 
@@ -221,7 +223,7 @@ def check_database(connection: Connection, table: Table) -> None:
     :raises QueueNotFound: with what is missing and the remedy.
     """
     inspector = inspect(connection)
-    if not inspector.has_table(table.name, schema=table.schema):
+    if not _has_table(inspector, table):
         raise QueueNotFound(
             f"the database has no table {table.name!r}; create it with "
             "Base.metadata.create_all(engine), or run the migrations"
@@ -232,6 +234,14 @@ def check_database(connection: Connection, table: Table) -> None:
             f"table {table.name!r} lacks the columns {', '.join(missing)} of its model; "
             "run the migrations"
         )
+    if connection.dialect.name in MYSQL:
+        indexes = {index["name"] for index in inspector.get_indexes(table.name, table.schema)}
+        needed = LAYOUTS[table.info[OPTIONS_KEY].layout].indexes
+        if absent := [spec.name for spec in needed if spec.name not in indexes]:
+            raise QueueNotFound(
+                f"table {table.name!r} lacks the indexes {', '.join(absent)} of its model, by "
+                "which its rows are found; run the migrations"
+            )
     if is_vitess(connection):
         comment = inspector.get_table_comment(table.name, table.schema)["text"] or ""
         if MARK not in comment:
@@ -239,3 +249,13 @@ def check_database(connection: Connection, table: Table) -> None:
                 f"table {table.name!r} is no message table: its comment is {comment!r}, "
                 f"expected {table.comment!r}"
             )
+
+
+def _has_table(inspector: Inspector, table: Table) -> bool:
+    try:
+        return inspector.has_table(table.name, schema=table.schema)
+    except OperationalError as error:
+        # MySQL's error for a missing table is 1146; a sharded keyspace has its own.
+        if error.orig is not None and error.orig.args == (1105, f"table {table.name} not found"):
+            return False
+        raise

@@ -31,7 +31,6 @@ BACKENDS = [
     Backend("vitess", "vtgate", "auto"),
     Backend("vitess-sharded", "sharded", "auto"),
     Backend("vitess-stream", "vtgate-fast", "stream"),
-    Backend("dev", "dev", "auto"),
     Backend("dev-stream", "dev", "stream"),
 ]
 

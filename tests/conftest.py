@@ -134,7 +134,7 @@ def make_queue(engine: Engine, backend: Backend) -> Iterator[Callable[..., type[
         attributes: dict[str, Any] | None = None,
         **options: Any,
     ) -> type[Any]:
-        options = {"ack_wait": 1, "poller_interval": 0.2, "min_backoff": 0.2} | options
+        options = {"ack_wait": 10, "poller_interval": 0.2, "min_backoff": 0.2} | options
         model = make_queue_class(QueueOptions(**options), base=base, attributes=attributes)
         # A sharded keyspace answers the check for a table that isn't there by an error of its own.
         model.metadata.create_all(engine, checkfirst=backend.server != "sharded")
@@ -165,7 +165,7 @@ def _shard_by_id(engine: Engine, model: type[Any]) -> None:
 
 @pytest.fixture
 def queue(make_queue: Callable[..., type[Any]]) -> type[Any]:
-    """A queue whose messages come back after about 1.2 s."""
+    """A queue whose messages come back after about 10 s."""
     return make_queue()
 
 

@@ -83,7 +83,7 @@ class StreamTransport(Leasing[M]):
         self._lanes: list[threading.Thread] = []
         self._stopping = threading.Event()
         bound_reads(engine, SEGMENT + SILENCE)
-        event.listen(engine, "handle_error", _abandon_result)
+        event.listen(engine, "handle_error", self._abandon_result)
 
     def receive(self, limit: int) -> Iterator[M]:
         """Yield a backlog first, then what the lanes read in half a segment."""
@@ -212,16 +212,21 @@ class StreamTransport(Leasing[M]):
         self.confirm(messages)
         super().give_back(messages)
 
+    def close(self) -> None:
+        event.remove(self._engine, "handle_error", self._abandon_result)
+        super().close()
 
-def _abandon_result(context: ExceptionContext) -> None:
-    """Keep PyMySQL from reading the rest of a result whose connection is gone.
+    def _abandon_result(self, context: ExceptionContext) -> None:
+        """Keep PyMySQL from reading the rest of a result whose connection is gone.
 
-    It would when the cursor is deleted, and print an AttributeError.
-    """
-    # Losing one connection is how a segment ends: it tells nothing of the others.
-    context.invalidate_pool_on_disconnect = False
-    cursor: Any = getattr(context.execution_context, "cursor", None)
-    result = getattr(cursor, "_result", None)
-    if context.is_disconnect and result is not None:
-        result.unbuffered_active = False
-        cursor._result = None
+        It would when the cursor is deleted, and print an AttributeError.
+        """
+        if context.engine is not self._engine:
+            return  # The listener sits on the dialect, which a copied engine shares.
+        # Losing one connection is how a segment ends: it tells nothing of the others.
+        context.invalidate_pool_on_disconnect = False
+        cursor: Any = getattr(context.execution_context, "cursor", None)
+        result = getattr(cursor, "_result", None)
+        if context.is_disconnect and result is not None:
+            result.unbuffered_active = False
+            cursor._result = None

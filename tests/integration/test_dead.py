@@ -26,8 +26,9 @@ def kill(engine: Engine, subscriber: Any, reason: str | None = None) -> Any:
 
 
 def test_dead_messages_are_found_and_put_back(
-    engine: Engine, queue: type[Any], subscribe: Subscribe
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
+    queue = make_queue()
     subscriber = subscribe(queue)
     enqueue(engine, queue(body="first"))
     kill(engine, subscriber)
@@ -36,19 +37,22 @@ def test_dead_messages_are_found_and_put_back(
     with Session(engine) as session:
         assert {message.body for message in queue.dead(session)} == {"first", "second"}
         assert len(queue.dead(session, limit=1)) == 1
+    subscriber.close()
     with Session(engine) as session, session.begin():
         assert queue.requeue(session, [second]) == 1
         assert queue.requeue(session, [second]) == 0
-    again = subscriber.get(20)
-    assert (again.body, again.epoch) == ("second", 0)
-    with Session(engine) as session, session.begin():
-        assert queue.requeue(session) == 1
-    assert subscriber.get(20).body == "first"
+    assert row(engine, second).epoch == 0
+    with subscriber:
+        assert subscriber.get(20).body == "second"
+        with Session(engine) as session, session.begin():
+            assert queue.requeue(session) == 1
+        assert subscriber.get(20).body == "first"
 
 
 def test_dead_messages_are_deleted_by_age(
-    engine: Engine, queue: type[Any], subscribe: Subscribe
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
+    queue = make_queue()
     subscriber = subscribe(queue)
     enqueue(engine, queue())
     message = kill(engine, subscriber)
@@ -87,7 +91,7 @@ def test_a_message_that_nobody_settles_dies_after_its_attempts(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
     """As one that kills its process does: no handler is left to count."""
-    queue = make_queue(ack_wait=1, min_backoff=0.2, max_backoff=0.2)
+    queue = make_queue(ack_wait=2)
     subscriber = subscribe(queue, max_attempts=2)
     enqueue(engine, queue())
     assert [subscriber.get(20).epoch for _ in range(2)] == [0, 1]
@@ -106,7 +110,7 @@ def test_a_message_that_nobody_settles_dies_after_its_attempts(
 def test_stats_count_every_state(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, layout: str
 ) -> None:
-    queue = make_queue(ack_wait=60, layout=layout)
+    queue = make_queue(layout=layout)
     subscriber = subscribe(queue, max_concurrency=4)
     with engine.connect() as connection:
         assert queue.stats(connection) == QueueStats(0, 0, 0, 0, 0, None)

@@ -12,7 +12,7 @@ from tests.conftest import server_url
 
 @pytest.mark.parametrize("server", [None, "vtgate", "dev", "mysql", "mariadb"])
 def test_the_demo_counts_right(server: str | None) -> None:
-    command = [sys.executable, "-m", "sqla_vitess_messages", "demo", "--messages", "2000"]
+    command = [sys.executable, "-m", "sqla_vitess_messages", "demo", "--messages", "600"]
     if server is not None:
         command += ["--url", server_url(server)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)

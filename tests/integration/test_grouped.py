@@ -27,7 +27,7 @@ def receive(subscriber: Any, count: int) -> list[Any]:
 def test_each_settlement_is_committed_when_its_future_says_so(
     engine: Engine, make_queue: Callable[..., Any], subscribe: Subscribe
 ) -> None:
-    queue = make_queue(ack_wait=60)
+    queue = make_queue()
     enqueue(engine, *(queue() for _ in range(3)))
     subscriber = subscribe(queue)
     acked, failed, retried = receive(subscriber, 3)
@@ -43,7 +43,7 @@ def test_each_settlement_is_committed_when_its_future_says_so(
 def test_many_settlements_share_commits(
     engine: Engine, make_queue: Callable[..., Any], subscribe: Subscribe
 ) -> None:
-    queue = make_queue(ack_wait=60)
+    queue = make_queue()
     enqueue(engine, *(queue() for _ in range(200)))
     subscriber = subscribe(queue, max_concurrency=200)
     messages = receive(subscriber, 200)
@@ -67,7 +67,7 @@ def test_many_settlements_share_commits(
 def test_one_bad_settlement_fails_alone(
     engine: Engine, make_queue: Callable[..., Any], subscribe: Subscribe
 ) -> None:
-    queue = make_queue(ack_wait=60)
+    queue = make_queue()
     enqueue(engine, *(queue() for _ in range(9)))
     subscriber = subscribe(queue)
     messages = receive(subscriber, 9)

@@ -43,7 +43,7 @@ class Watch:
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(0.005):
             self.most = max(self.most, self._look())
 
     def __enter__(self) -> Watch:

@@ -28,6 +28,8 @@ class MariaDB(Server):
         arguments = {
             "basedir": self._base,
             "datadir": self._data / "data",
+            # A server that starts deletes what it takes for its own temporary tables there.
+            "tmpdir": self._data / "scratch",
             "socket": self._data / "mariadb.sock",
             "pid-file": self._data / "mariadb.pid",
             "init-file": self._data / "init.sql",
@@ -59,7 +61,7 @@ class MariaDB(Server):
         self.wait_until(lambda: listens(self.port))
 
     def _create(self) -> None:
-        make_folder(self._data)
+        make_folder(self._data / "scratch")
         (self._data / "init.sql").write_text(FIRST_STATEMENTS)
         give_to_servers(self._data)
         installing = popen(
@@ -68,6 +70,7 @@ class MariaDB(Server):
                 "--no-defaults",
                 f"--basedir={self._base}",
                 f"--datadir={self._data}/data",
+                f"--tmpdir={self._data}/scratch",
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
                 NO_AIO,

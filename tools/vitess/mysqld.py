@@ -79,7 +79,10 @@ class MySQL(Server):
             f"{SETTINGS}basedir={self._parts.mysqld.parent.parent}\ndatadir={self.data}/data\n"
             f"port={self.port}\nserver-id={self.port}\nsocket={self.socket}\n"
             f"pid-file={self.data}/mysqld.pid\n"
+            # A server that starts deletes what it takes for its own temporary tables there.
+            f"tmpdir={self.data}/scratch\n"
         )
+        (self.data / "scratch").mkdir()
         give_to_servers(self.data)
 
     def _first_statements(self) -> str:
