@@ -6,6 +6,7 @@ together. One of the two is killed in the middle, and what it held is delivered 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import secrets
 import statistics
@@ -138,6 +139,7 @@ def _enqueue(job: _Job) -> None:
 
 def _settle(job: _Job) -> None:
     """Pay the orders until told to end."""
+    logging.disable(logging.WARNING)  # The refused orders: the table of counts has them.
     tables = _Tables(job.suffix)
     engine = _engine(job.url)
     with Subscriber(

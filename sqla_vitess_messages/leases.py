@@ -209,17 +209,17 @@ def _postpone(
         raise LeaseLost(f"these messages of {table.name!r} are settled already: {_ids(over)}")
     _confirm(batch)
     connection = connection_of(model, session)
-    by_fence: dict[int, list[MessageQueueMixin]] = defaultdict(list)
+    by_fence: dict[tuple[int, bool], list[MessageQueueMixin]] = defaultdict(list)
     for message in batch:
-        by_fence[fence_of(message)].append(message)
-    for fence, held in by_fence.items():
+        by_fence[fence_of(message), lease_of(message) is not None].append(message)
+    for (fence, leased), held in by_fence.items():
         for chunk in chunks(held):
-            statement = _holding(table, one=len(chunk) == 1).values(values(table))
+            statement = _holding(table, one=len(chunk) == 1, leased=leased).values(values(table))
             done = _execute(connection, statement, chunk, {"_fence": fence})
             if done != len(chunk):
                 raise LeaseLost(
                     f"the lease of {len(chunk) - done} of {len(chunk)} messages of {table.name!r} "
-                    f"has moved on: each is settled, or was delivered again: {_ids(chunk)}"
+                    f"is over: each is settled, or due, or was delivered again: {_ids(chunk)}"
                 )
     _when_committed(connection, batch, committed)
 
@@ -248,13 +248,17 @@ def _acking(table: Table, *, one: bool) -> Update:
 
 
 @lru_cache(maxsize=256)
-def _holding(table: Table, *, one: bool) -> Update:
-    """Return an UPDATE of the rows leased at epoch ``_fence``, and neither acked nor dead."""
-    return _update(table, one=one).where(
+def _holding(table: Table, *, one: bool, leased: bool) -> Update:
+    """Return an UPDATE of the rows at epoch ``_fence``, and neither acked nor dead.
+
+    Nor due, if they were leased: Vitess may have sent such a row again, and will postpone it.
+    """
+    held = _update(table, one=one).where(
         table.c.time_acked.is_(None),
         table.c.epoch == bindparam("_fence"),
         table.c.time_next < DEAD,
     )
+    return held.where(table.c.time_next > clock.database_now()) if leased else held
 
 
 def _update(table: Table, *, one: bool) -> Update:

@@ -152,7 +152,7 @@ class MessageQueueMixin:
 
         :param session: a Session or Connection.
         :param reason: logged, and kept in the column ``fail_reason`` if the model has one.
-        :raises LeaseLost: when the message has been delivered to somebody else since.
+        :raises LeaseLost: when the lease is over: it ran out, or was used to settle.
         """
         leases.fail(type(self), session, [self], reason)
 
@@ -162,7 +162,7 @@ class MessageQueueMixin:
         :param session: a Session or Connection.
         :param delay: seconds or a timedelta from now. Default: the queue's backoff, doubled at each
             delivery, with jitter.
-        :raises LeaseLost: when the message has been delivered to somebody else since.
+        :raises LeaseLost: when the lease is over: it ran out, or was used to settle.
         """
         leases.retry(type(self), session, [self], delay)
 
@@ -171,7 +171,7 @@ class MessageQueueMixin:
 
         :param session: a Session or Connection; the extension holds when it commits.
         :param seconds: more than 0 seconds, or a timedelta.
-        :raises LeaseLost: when the message has been delivered to somebody else since.
+        :raises LeaseLost: when the lease is over: it ran out, or was used to settle.
         """
         leases.extend(type(self), session, [self], seconds)
 
@@ -190,7 +190,7 @@ class MessageQueueMixin:
         """Fail many messages by one statement for each 500 of the same epoch.
 
         :param reason: logged, and kept in the column ``fail_reason`` if the model has one.
-        :raises LeaseLost: when the lease of any of them has moved on.
+        :raises LeaseLost: when the lease of any of them is over.
         """
         leases.fail(cls, session, messages, reason)
 
@@ -203,7 +203,7 @@ class MessageQueueMixin:
     ) -> None:
         """Retry many messages by one statement for each 500 of the same epoch.
 
-        :raises LeaseLost: when the lease of any of them has moved on.
+        :raises LeaseLost: when the lease of any of them is over.
         """
         leases.retry(cls, session, messages, delay)
 

@@ -7,11 +7,13 @@ that the server is gone. Two lanes take turns, half a segment apart, because a t
 subscriber leaves forgets what it was about to send.
 
 A stream has no flow control: with a backlog it leases thousands. So a backlog is pulled, and the
-stream begins when the queue is near empty. What the tablet overlooks is pulled as well.
+stream begins when the queue is near empty. What the tablet overlooks is pulled as well, and all of
+it when the stream falls silent: a tablet's can die while the table goes on taking messages.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -50,6 +52,11 @@ CONFIRM_WITHIN = 5.0
 OVERLOOKED_AFTER = 1.0
 """Seconds that a message may be due before it is pulled instead."""
 
+SILENT_PAUSE = 0.05
+"""Seconds between two pulls while the stream is silent."""
+
+log = logging.getLogger(__name__)
+
 
 class _StreamFrom(ClauseElement):
     """``stream * from <table>``, which Core has no word for."""
@@ -82,24 +89,42 @@ class StreamTransport(Leasing[M]):
         self._arrived: SimpleQueue[M | Exception] = SimpleQueue()
         self._lanes: list[threading.Thread] = []
         self._stopping = threading.Event()
+        self._silent = False
         bound_reads(engine, SEGMENT + SILENCE)
         event.listen(engine, "handle_error", self._abandon_result)
 
     def receive(self, limit: int) -> Iterator[M]:
         """Yield a backlog first, then what the lanes read in half a segment."""
-        taken = 0
+        room = limit
         if not self._lanes:
-            for message in self._puller.take(limit):
-                taken += 1
-                yield message
-            if taken == min(limit, LARGEST_PULL):
+            backlog = self._puller.take(room)
+            yield from backlog
+            if len(backlog) == min(room, LARGEST_PULL):
                 return
+            room -= len(backlog)
             self._start()
-        for message in self._read_lanes(SEGMENT / 2):
-            taken += 1
+        streamed = 0
+        for message in self._read_lanes(SILENT_PAUSE if self._silent else SEGMENT / 2):
+            streamed += 1
             yield message
-        if taken < limit:
-            yield from self._puller.take(limit - taken, due_for=OVERLOOKED_AFTER)
+        overlooked: list[M] = []
+        if streamed < room:
+            due_for = 0 if self._silent else OVERLOOKED_AFTER
+            overlooked = self._puller.take(room - streamed, due_for=due_for)
+            yield from overlooked
+        self._watch(streamed, len(overlooked))
+
+    def _watch(self, streamed: int, overlooked: int) -> None:
+        """Notice when the stream brings nothing though messages are due, and when it does again."""
+        extra = {"queue": self._table.name}
+        if self._silent and streamed:
+            self._silent = False
+            log.info("the stream brings messages again", extra=extra)
+        elif not self._silent and overlooked and not streamed:
+            self._silent = True
+            log.warning(
+                "messages are due and the stream brings none: pulling until it does", extra=extra
+            )
 
     def _read_lanes(self, seconds: float) -> Iterator[M]:
         end = time.monotonic() + seconds

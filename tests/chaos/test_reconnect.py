@@ -84,6 +84,7 @@ class Load:
         self.engine: Engine = create_engine(url, connect_args={"read_timeout": 10})
         Base.metadata.create_all(self.engine)
         self.committed: set[int] = set()
+        self.longest_gap = 0.0
         self._enough = threading.Event()
         self._subscriber = Subscriber(self.queue, url, max_concurrency=20, transport=transport)
         self._producer = threading.Thread(target=self._produce)
@@ -136,7 +137,11 @@ class Load:
             self._enough.wait(0.01)
 
     def _consume(self) -> None:
+        last = time.monotonic()
         for message in self._subscriber:
+            now = time.monotonic()
+            self.longest_gap = max(self.longest_gap, now - last)
+            last = now
             with (
                 suppress(DBAPIError, AlreadySettled),
                 Session(self.engine) as session,

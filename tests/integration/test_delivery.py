@@ -258,6 +258,24 @@ def test_a_holder_whose_lease_moved_on_may_only_ack(
     ack(engine, late)
 
 
+@pytest.mark.parametrize("action", ["fail", "retry", "extend"])
+def test_a_holder_whose_lease_ran_out_may_only_ack(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, action: str
+) -> None:
+    """Though nobody else has the message yet: Vitess may be sending it."""
+    queue = make_queue(ack_wait=1)
+    subscriber = subscribe(queue)
+    enqueue(engine, queue())
+    late = subscriber.get(20)
+    subscriber.close()
+    eventually(lambda: row(engine, late).epoch == 1)
+    eventually(lambda: row(engine, late).time_next < time.time_ns())
+    arguments = {"fail": (), "retry": (0,), "extend": (10,)}[action]
+    with Session(engine) as session, pytest.raises(LeaseLost, match="is over"):
+        getattr(late, action)(session, *arguments)
+    ack(engine, late)
+
+
 def test_settlements_take_a_connection_too(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:

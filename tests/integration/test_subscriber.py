@@ -36,7 +36,7 @@ from sqlalchemy.orm import Mapped, Session, deferred, mapped_column
 from sqlalchemy.pool import Pool
 
 from sqla_vitess_messages import QueueNotFound, QueueOptions, Subscriber, SubscriberClosed
-from tests.backends import Backend, ack, enqueue, eventually, make_queue_class, row
+from tests.backends import BACKENDS, Backend, ack, enqueue, eventually, make_queue_class, row
 
 Subscribe = Callable[..., Any]
 MakeQueue = Callable[..., type[Any]]
@@ -360,3 +360,27 @@ def test_a_commit_in_the_same_process_wakes_a_pull(
     time.sleep(0.3)
     enqueue(engine, queue(body="woke it"))
     assert subscriber.get(10).body == "woke it"
+
+
+STREAMING = [backend for backend in BACKENDS if backend.transport == "stream"]
+
+
+@pytest.mark.parametrize("backend", STREAMING, indirect=True, ids=lambda backend: backend.name)
+def test_a_silent_stream_is_noticed_and_pulled_from_until_it_speaks(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    # Only the tablet's poller sees what becomes due, and this one looks once an hour.
+    queue = make_queue(poller_interval=3600)
+    subscriber = subscribe(queue)
+    enqueue(engine, *(queue(deliver_in=seconds) for seconds in (2, 2.5, 3)))
+    for _ in range(3):
+        assert subscriber.get(20) is not None
+    assert caplog.text.count("the stream brings none") == 1
+
+    def speaks() -> bool:
+        enqueue(engine, queue())
+        subscriber.get(20)
+        return "the stream brings messages again" in caplog.text
+
+    eventually(speaks)
