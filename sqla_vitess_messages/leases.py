@@ -74,7 +74,7 @@ class Lease:
         self.deadline = deadline
         self._confirm = confirm
         self._commit: Commit | None = None
-        self._on_settling: Callable[[Lease], None] | None = None
+        self._on_settling: Callable[[Sequence[Lease]], None] | None = None
 
     @property
     def expired(self) -> bool:
@@ -96,15 +96,20 @@ class Lease:
         """Whether a settlement was committed."""
         return self._commit is not None and self._commit.succeeded
 
-    def on_settling(self, call: Callable[[Lease], None]) -> None:
-        """Have ``call(lease)`` called when the commit of a settlement begins."""
+    def on_settling(self, call: Callable[[Sequence[Lease]], None]) -> None:
+        """Have ``call(leases)`` called when the commit of settlements begins."""
         self._on_settling = call
 
-    def settle(self, commit: Commit) -> None:
-        """Note that a settlement is being committed."""
-        self._commit = commit
-        if self._on_settling is not None:
-            self._on_settling(self)
+    @staticmethod
+    def settle(leases: Sequence[Lease], commit: Commit) -> None:
+        """Note that settlements are being committed."""
+        calls: dict[Callable[[Sequence[Lease]], None], list[Lease]] = defaultdict(list)
+        for lease in leases:
+            lease._commit = commit
+            if lease._on_settling is not None:
+                calls[lease._on_settling].append(lease)
+        for call, of_one_subscriber in calls.items():
+            call(of_one_subscriber)
 
 
 def lease_of(message: MessageQueueMixin) -> Lease | None:
@@ -189,11 +194,12 @@ def extend(
     length = clock.to_seconds(seconds, "seconds", minimum=0.001)
     deadline = time.monotonic() + length
 
-    def move_deadline(lease: Lease, _commit: Commit) -> None:
-        lease.stale = lease.deadline = deadline
+    def move_deadlines(leases: Sequence[Lease], _commit: Commit) -> None:
+        for lease in leases:
+            lease.stale = lease.deadline = deadline
 
     until = clock.database_now() + clock.to_nanoseconds(length)
-    _postpone(model, session, messages, lambda _table: {"time_next": until}, move_deadline)
+    _postpone(model, session, messages, lambda _table: {"time_next": until}, move_deadlines)
 
 
 def _postpone(
@@ -201,7 +207,7 @@ def _postpone(
     session: Transactional,
     messages: Iterable[MessageQueueMixin],
     values: Callable[[Table], dict[str, Any]],
-    committed: Callable[[Lease, Commit], None],
+    committed: Callable[[Sequence[Lease], Commit], None],
 ) -> None:
     """Write values, ``time_next`` among them, to messages whose lease holds."""
     table, batch = queue_table(model), _checked(model, messages)
@@ -306,12 +312,11 @@ def _execute(
 def _when_committed(
     connection: Connection,
     batch: Sequence[MessageQueueMixin],
-    call: Callable[[Lease, Commit], None],
+    call: Callable[[Sequence[Lease], Commit], None],
 ) -> None:
-    for message in batch:
-        lease = lease_of(message)
-        if lease is not None:
-            on_commit(connection, call, lease)
+    leases = [lease for message in batch if (lease := lease_of(message)) is not None]
+    if leases:
+        on_commit(connection, call, leases)
 
 
 def _checked(

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from types import TracebackType
@@ -291,9 +291,9 @@ class Subscriber(Generic[M]):
         expiry = max(self._next_expiry - time.monotonic(), 0.001)
         return expiry if seconds is None else min(seconds, expiry)
 
-    def _on_settling(self, lease: Lease) -> None:
+    def _on_settling(self, leases: Sequence[Lease]) -> None:
         with self._changed:
-            self._settling.append(lease)
+            self._settling += leases
             self._changed.notify_all()
 
     def _run(self, transport: Transport[M], engine: Engine) -> None:

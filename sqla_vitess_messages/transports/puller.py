@@ -89,9 +89,12 @@ class Puller(Leasing[M]):
                 self._postpone(connection, messages)
         stale = asked + self._options.ack_wait
         latest = time.monotonic() + self._options.ack_wait
+        ends = {
+            epoch: latest + longest_backoff(epoch, self._options)
+            for epoch in {message.epoch for message in messages}
+        }
         for message in messages:
-            ends = latest + longest_backoff(message.epoch, self._options)
-            attach(message, Lease(message.epoch, stale, ends))
+            attach(message, Lease(message.epoch, stale, ends[message.epoch]))
         return messages
 
     def something_is_due(self) -> bool:
