@@ -1,4 +1,4 @@
-# make demo: the main job, on SQLite.   make test: all tests, on a real Vitess and MySQL too.
+# make demo: the main job, on SQLite.   make test: all tests, on real databases too.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

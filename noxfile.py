@@ -17,6 +17,6 @@ def tests(session: nox.Session, sqlalchemy: str) -> None:
 
 @nox.session(python="3.13")
 def vitess(session: nox.Session) -> None:
-    """Run everything, on a real Vitess and MySQL too."""
+    """Run everything, on real databases too."""
     session.install("--editable", ".[dev]")
     session.run("pytest", "-n", "4", "--dist", "loadgroup", *session.posargs)

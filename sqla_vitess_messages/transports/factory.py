@@ -58,9 +58,9 @@ def make_transport(
 ) -> Transport[M]:
     """Connect, check that the queue is there, and return the transport.
 
-    ``auto`` pulls on every database. Measured on Vitess with vtgate's default flags, a stream over
-    the MySQL protocol delivers later (p50 0.9 s against 0.05 s or less at 200 messages/s) and
-    leases more than it was asked for; see docs/explanation/transports.md.
+    ``auto`` pulls on every database. With vtgate's default flags a stream over the MySQL protocol
+    delivers later, and with any flags it may lease more than it was asked for. The figures are in
+    docs/explanation/transports.md.
 
     :raises QueueNotFound: when the table is missing, or is not the model's queue.
     :raises InvalidArgument: when the database can't do what ``name`` says.

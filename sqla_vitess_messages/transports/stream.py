@@ -52,6 +52,12 @@ CONFIRM_WITHIN = 5.0
 OVERLOOKED_AFTER = 1.0
 """Seconds that a message may be due before it is pulled instead."""
 
+SILENT_AFTER = 2
+"""How often in succession messages must be overlooked, and none streamed, to call it silence.
+
+Once is no proof: messages whose transaction took long are overdue as they commit.
+"""
+
 SILENT_PAUSE = 0.05
 """Seconds between two pulls while the stream is silent."""
 
@@ -89,7 +95,7 @@ class StreamTransport(Leasing[M]):
         self._arrived: SimpleQueue[M | Exception] = SimpleQueue()
         self._lanes: list[threading.Thread] = []
         self._stopping = threading.Event()
-        self._silent = False
+        self._missed = 0
         bound_reads(engine, SEGMENT + SILENCE)
         event.listen(engine, "handle_error", self._abandon_result)
 
@@ -104,12 +110,13 @@ class StreamTransport(Leasing[M]):
             room -= len(backlog)
             self._start()
         streamed = 0
-        for message in self._read_lanes(SILENT_PAUSE if self._silent else SEGMENT / 2):
+        silent = self._missed >= SILENT_AFTER
+        for message in self._read_lanes(SILENT_PAUSE if silent else SEGMENT / 2):
             streamed += 1
             yield message
         overlooked: list[M] = []
         if streamed < room:
-            due_for = 0 if self._silent else OVERLOOKED_AFTER
+            due_for = 0 if silent else OVERLOOKED_AFTER
             overlooked = self._puller.take(room - streamed, due_for=due_for)
             yield from overlooked
         self._watch(streamed, len(overlooked))
@@ -117,14 +124,17 @@ class StreamTransport(Leasing[M]):
     def _watch(self, streamed: int, overlooked: int) -> None:
         """Notice when the stream brings nothing though messages are due, and when it does again."""
         extra = {"queue": self._table.name}
-        if self._silent and streamed:
-            self._silent = False
-            log.info("the stream brings messages again", extra=extra)
-        elif not self._silent and overlooked and not streamed:
-            self._silent = True
-            log.warning(
-                "messages are due and the stream brings none: pulling until it does", extra=extra
-            )
+        if streamed:
+            if self._missed >= SILENT_AFTER:
+                log.info("the stream brings messages again", extra=extra)
+            self._missed = 0
+        elif overlooked:
+            self._missed += 1
+            if self._missed == SILENT_AFTER:
+                log.warning(
+                    "messages are due and the stream brings none: pulling until it does",
+                    extra=extra,
+                )
 
     def _read_lanes(self, seconds: float) -> Iterator[M]:
         end = time.monotonic() + seconds
