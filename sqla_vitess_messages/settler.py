@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import leases
-from .errors import MessageQueueError
+from .errors import MessageQueueError, SubscriberClosed
 from .mixin import MessageQueueMixin
 
 __all__ = ["Settler"]
@@ -58,6 +58,8 @@ class Settler(Generic[M]):
         self._model = model
         self._engine = engine
         self._waiting: SimpleQueue[_Settlement | None] = SimpleQueue()
+        self._closed = False
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="Settler", daemon=True)
         self._thread.start()
 
@@ -80,15 +82,20 @@ class Settler(Generic[M]):
         """
         return not wait([self._add(None, _How("ack"))], timeout).not_done
 
-    def close(self, timeout: float) -> None:
+    def close(self) -> None:
         """Settle what waits, and end the thread."""
-        self._waiting.put(None)
-        self._thread.join(timeout)
+        with self._closing:
+            self._closed = True
+            self._waiting.put(None)
+        self._thread.join()
 
     def _add(self, message: M | None, how: _How) -> Future[None]:
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()  # It can't be taken back.
-        self._waiting.put(_Settlement(message, how, done))
+        with self._closing:
+            if self._closed:
+                raise SubscriberClosed("the subscriber is closing")
+            self._waiting.put(_Settlement(message, how, done))
         return done
 
     def _run(self) -> None:

@@ -128,7 +128,7 @@ class Subscriber(Generic[M]):
         self._settler = Settler(self._model, engine)
         self._thread = threading.Thread(
             target=self._run,
-            args=(self._transport, engine),
+            args=(self._transport, self._settler, engine),
             name=f"Subscriber({self._queue})",
             daemon=True,
         )
@@ -140,16 +140,14 @@ class Subscriber(Generic[M]):
         Returns within two seconds. Messages already got stay leased and may still be settled in
         a transaction of the caller's.
         """
-        thread, transport, settler = self._thread, self._transport, self._settler
-        if thread is None or transport is None or settler is None:
+        thread, transport = self._thread, self._transport
+        if thread is None or transport is None:
             return
-        end = time.monotonic() + CLOSE_WITHIN
         self._closing.set()
         transport.interrupt()
         with self._changed:
             self._changed.notify_all()
-        settler.close(CLOSE_WITHIN)
-        thread.join(max(end - time.monotonic(), 0))
+        thread.join(CLOSE_WITHIN)
         if thread.is_alive():
             log.warning(
                 "the server doesn't answer; messages of this subscriber come back after ack_wait",
@@ -296,7 +294,7 @@ class Subscriber(Generic[M]):
             self._settling += leases
             self._changed.notify_all()
 
-    def _run(self, transport: Transport[M], engine: Engine) -> None:
+    def _run(self, transport: Transport[M], settler: Settler[M], engine: Engine) -> None:
         """Receive until closed, reconnecting as often as it takes."""
         from tenacity import (
             Retrying,
@@ -322,6 +320,7 @@ class Subscriber(Generic[M]):
                 log.exception("the subscriber has stopped", extra={"queue": self._queue})
                 self._error = error
         finally:
+            settler.close()
             self._give_back_all(transport)
             transport.close()
             with self._changed:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event, insert, text
+from sqlalchemy import Connection, Engine, event, insert, select, text
 
 from sqla_vitess_messages import clock
 from sqla_vitess_messages.ddl import is_vitess
@@ -18,6 +18,7 @@ from tests.backends import BACKENDS, enqueue
 MakeQueue = Callable[..., type[Any]]
 
 ROWS = 200_000
+BLOCK = 5_000
 SERVERS = [b for b in BACKENDS if b.name in ("sqlite", "mysql", "mariadb", "vitess")]
 
 
@@ -25,17 +26,24 @@ def fill(engine: Engine, model: type[Any]) -> None:
     """Enqueue 200,000 messages: half acked, the others scheduled, a tenth of them dead."""
     now = clock.now()
     later = now + clock.to_nanoseconds(86_400)
-    for start in range(0, ROWS, 5_000):
-        rows = [
-            {"time_next": None, "time_acked": now}
-            if number % 2
-            else {"time_next": DEAD if number % 20 == 0 else later + number, "time_acked": None}
-            for number in range(start, start + 5_000)
-        ]
-        common = {"time_scheduled": now, "time_created": now, "epoch": 1, "body": "x"}
-        kept = {name: value for name, value in common.items() if name in model.__table__.c}
+    rows = [
+        {"time_next": None, "time_acked": now}
+        if number % 2
+        else {"time_next": DEAD if number % 20 == 0 else later + number, "time_acked": None}
+        for number in range(BLOCK)
+    ]
+    table = model.__table__
+    common = {"time_scheduled": now, "time_created": now, "epoch": 1, "body": "x"}
+    kept = {name: value for name, value in common.items() if name in table.c}
+    with engine.begin() as connection:
+        connection.execute(
+            insert(model), [{**kept, **row, "id": number} for number, row in enumerate(rows)]
+        )
+    for start in range(BLOCK, ROWS, BLOCK):
+        copy = [column + start if column.name == "id" else column for column in table.c]
+        block = select(*copy).where(table.c.id < BLOCK)
         with engine.begin() as connection:
-            connection.execute(insert(model), [kept | row for row in rows])
+            connection.execute(insert(table).from_select(list(table.c), block, False))
 
 
 @pytest.fixture

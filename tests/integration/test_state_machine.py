@@ -1,0 +1,304 @@
+"""Random histories of a queue, compared step by step with a model in plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import BigInteger, Column, Engine, Table, delete, event, insert, select
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from sqla_vitess_messages import AlreadySettled, LeaseLost, clock
+from sqla_vitess_messages.backoff import longest_backoff
+from sqla_vitess_messages.ddl import OPTIONS_KEY
+from sqla_vitess_messages.leases import DEAD
+from sqla_vitess_messages.transports.factory import own_engine
+from sqla_vitess_messages.transports.puller import Puller
+from tests.backends import BACKENDS
+
+MakeQueue = Callable[..., type[Any]]
+
+SERVERS = [backend for backend in BACKENDS if backend.name in ("sqlite", "mysql")]
+HOUR = 3600
+seconds = st.sampled_from([0, 0.5, 1, 5, 30, HOUR])
+committed = st.booleans()
+
+
+@dataclass
+class Row:
+    """What the table should have."""
+
+    priority: int
+    time_next: int
+    epoch: int = 0
+    acked: bool = False
+
+    @property
+    def dead(self) -> bool:
+        return self.time_next == DEAD
+
+
+@dataclass
+class Held:
+    """A received message, as its holder sees it."""
+
+    message: Any
+    fence: int
+    settled: bool = False
+
+
+class Clock:
+    """The time of this process and of the database, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000 * 10**9
+
+    def rule(self, engine: Engine) -> None:
+        """Let a MySQL session have this time; SQLite asks the process."""
+        if engine.dialect.name == "sqlite":
+            return
+
+        def set_time(connection: Any, *_event: object) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("SET timestamp = %s", (Decimal(self.now) / 10**9,))
+
+        event.listen(engine, "checkout", set_time)
+
+
+class Queue(RuleBasedStateMachine):
+    """Two receivers, a clock that jumps, and transactions that roll back."""
+
+    held = Bundle("held")
+
+    def __init__(
+        self, clock: Clock, engine: Engine, model: type[Any], effects: Table, pullers: list[Any]
+    ) -> None:
+        super().__init__()
+        self.clock, self.engine, self.model, self.effects = clock, engine, model, effects
+        self.pullers = pullers
+        self.options = model.__table__.info[OPTIONS_KEY]
+        self.rows: dict[int, Row] = {}
+        self.done: list[int] = []
+
+    def teardown(self) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(delete(self.model.__table__))
+            connection.execute(delete(self.effects))
+
+    @rule(priority=st.sampled_from([1, 50, 51]), delay=seconds, commit=committed)
+    def enqueue(self, priority: int, delay: float, commit: bool) -> None:
+        with Session(self.engine) as session:
+            message = self.model(priority=priority, deliver_in=delay)
+            session.add(message)
+            session.flush()
+            if commit:
+                self.rows[message.id] = Row(priority, message.time_next)
+                session.commit()
+
+    @rule(step=st.sampled_from([0.001, 1, 6, 70, HOUR, -1, -HOUR]))
+    def move_clock(self, step: float) -> None:
+        self.clock.now += int(step * 10**9)
+
+    @rule(target=held, who=st.integers(0, 1), limit=st.integers(1, 5))
+    def receive(self, who: int, limit: int) -> Any:
+        puller = self.pullers[who]
+        puller._priorities_until = 0.0
+        due = [r for r in self.rows.values() if not r.acked and r.time_next < self.clock.now]
+        expected = sorted((row.priority, -row.time_next) for row in due)[:limit]
+        messages = puller.take(limit)
+        got = [self.rows[message.id] for message in messages]
+        assert [(row.priority, -row.time_next) for row in got] == expected
+        for message, row in zip(messages, got, strict=True):
+            assert message.epoch == row.epoch
+            row.epoch += 1
+            self.note_time(message, row, self.options.ack_wait)
+        return multiple(*(Held(message, message.epoch + 1) for message in messages))
+
+    def note_time(self, message: Any, row: Row, least: float) -> None:
+        """Take the time of the next delivery over: it has jitter, within limits."""
+        with self.engine.connect() as connection:
+            table = self.model.__table__
+            found = connection.scalar(select(table.c.time_next).where(table.c.id == message.id))
+        assert found is not None
+        wait = (found - self.clock.now) / 10**9
+        assert least <= wait <= least + longest_backoff(row.epoch - 1, self.options)
+        row.time_next = found
+
+    @rule(held=held, commit=committed)
+    def ack(self, held: Held, commit: bool) -> None:
+        row = self.rows.get(held.message.id)
+        with Session(self.engine) as session:
+            session.execute(insert(self.effects).values(message_id=held.message.id))
+            if row is None or row.acked:
+                with pytest.raises(AlreadySettled):
+                    held.message.ack(session)
+                return
+            held.message.ack(session)
+            if commit:
+                session.commit()
+                row.acked = held.settled = True
+                self.done.append(held.message.id)
+
+    @rule(held=held, commit=committed)
+    def fail(self, held: Held, commit: bool) -> None:
+        def died(row: Row) -> None:
+            row.time_next = DEAD
+
+        self.postpone(held, commit, held.message.fail, died, settles=True)
+
+    @rule(held=held, commit=committed, delay=st.none() | seconds)
+    def retry(self, held: Held, commit: bool, delay: float | None) -> None:
+        def postponed(row: Row) -> None:
+            if delay is None:
+                self.note_time(held.message, row, 0)
+            else:
+                row.time_next = self.clock.now + int(delay * 10**9)
+
+        def call(session: Session) -> None:
+            held.message.retry(session, delay)
+
+        self.postpone(held, commit, call, postponed, settles=True)
+
+    @rule(held=held, commit=committed)
+    def extend(self, held: Held, commit: bool) -> None:
+        def extended(row: Row) -> None:
+            row.time_next = self.clock.now + 60 * 10**9
+
+        def call(session: Session) -> None:
+            held.message.extend(session, 60)
+
+        self.postpone(held, commit, call, extended, settles=False)
+
+    def postpone(
+        self,
+        held: Held,
+        commit: bool,
+        call: Callable[[Session], None],
+        then: Callable[[Row], None],
+        *,
+        settles: bool,
+    ) -> None:
+        row = self.rows.get(held.message.id)
+        holds = (
+            row is not None
+            and not held.settled
+            and not row.acked
+            and not row.dead
+            and row.epoch == held.fence
+            and row.time_next > self.clock.now
+        )
+        with Session(self.engine) as session:
+            if not holds:
+                with pytest.raises(LeaseLost):
+                    call(session)
+                return
+            assert row is not None
+            call(session)
+            if not commit:
+                return
+            session.commit()
+        held.settled = settles
+        then(row)
+
+    @rule()
+    def purge(self) -> None:
+        while self.pullers[0].purge():
+            pass
+        with self.engine.connect() as connection:
+            left = set(connection.scalars(select(self.model.id)))
+        gone = self.rows.keys() - left
+        assert all(self.rows[id_].acked for id_ in gone)
+        for id_ in gone:
+            del self.rows[id_]
+
+    @rule(commit=committed)
+    def requeue(self, commit: bool) -> None:
+        dead = [row for row in self.rows.values() if row.dead and not row.acked]
+        with Session(self.engine) as session:
+            assert self.model.requeue(session) == len(dead)
+            if commit:
+                session.commit()
+                for row in dead:
+                    row.time_next, row.epoch = self.clock.now, 0
+
+    @invariant()
+    def the_table_is_as_the_model_says(self) -> None:
+        columns = self.model.__table__.c
+        query = select(columns.id, columns.time_next, columns.epoch, columns.time_acked)
+        with self.engine.connect() as connection:
+            found = {id_: rest for id_, *rest in connection.execute(query)}
+            effects = sorted(connection.scalars(select(self.effects.c.message_id)))
+        assert found.keys() == self.rows.keys()
+        for id_, (time_next, epoch, time_acked) in found.items():
+            row = self.rows[id_]
+            assert (time_acked is not None) == row.acked
+            assert epoch == row.epoch
+            assert time_next == (None if row.acked else row.time_next)
+        assert effects == sorted(self.done)
+        assert len(set(effects)) == len(effects)
+
+    @invariant()
+    def stats_agree(self) -> None:
+        with self.engine.connect() as connection:
+            stats = self.model.stats(connection)
+        rows = [row for row in self.rows.values() if not row.acked]
+        waiting = [row for row in rows if not row.dead and row.time_next > self.clock.now]
+        assert stats.acked == len(self.rows) - len(rows)
+        assert stats.dead == sum(row.dead for row in rows)
+        assert stats.scheduled == sum(row.epoch == 0 for row in waiting)
+        assert stats.leased == sum(row.epoch > 0 for row in waiting)
+        assert stats.ready == len(rows) - stats.dead - len(waiting)
+
+
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Clock:
+    """The clock of everything in the test."""
+    moved = Clock()
+    monkeypatch.setattr(clock, "wall_clock", lambda: moved.now)
+    moved.rule(engine)
+    return moved
+
+
+@pytest.fixture
+def pullers(
+    make_queue: MakeQueue, url: str, moved: Clock
+) -> Iterator[tuple[type[Any], Table, list[Any]]]:
+    """A queue, its effects, and what receives in two processes."""
+    base = type("Base", (DeclarativeBase,), {})
+    effects = Table("effects", base.metadata, Column("message_id", BigInteger))
+    model = make_queue(base=base, ack_wait=5, min_backoff=1, max_backoff=60, purge_after=HOUR / 2)
+    engines = [own_engine(url) for _ in range(2)]
+    for engine in engines:
+        moved.rule(engine)
+    yield model, effects, [Puller(model, engine) for engine in engines]
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("backend", SERVERS, indirect=True, ids=lambda backend: backend.name)
+def test_any_history_agrees_with_the_model(
+    engine: Engine, moved: Clock, pullers: tuple[type[Any], Table, list[Any]]
+) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: Queue(moved, engine, *pullers),
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
