@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
+    initialize,
     invariant,
     multiple,
     rule,
@@ -98,6 +99,12 @@ class Queue(RuleBasedStateMachine):
             connection.execute(delete(self.model.__table__))
             connection.execute(delete(self.effects))
 
+    @initialize()
+    def begin(self) -> None:
+        for priority in (1, 50, 50):
+            self.enqueue(priority, 0, commit=True)
+        self.move_clock(1)
+
     @rule(priority=st.sampled_from([1, 50, 51]), delay=seconds, commit=committed)
     def enqueue(self, priority: int, delay: float, commit: bool) -> None:
         with Session(self.engine) as session:
@@ -126,6 +133,12 @@ class Queue(RuleBasedStateMachine):
             row.epoch += 1
             self.note_time(message, row, self.options.ack_wait)
         return multiple(*(Held(message, message.epoch + 1) for message in messages))
+
+    @rule(target=held, who=st.integers(0, 1))
+    def let_leases_run_out(self, who: int) -> Any:
+        """As when a receiver hangs or crashes, and another gets its messages."""
+        self.move_clock(70)
+        return self.receive(who, 5)
 
     def note_time(self, message: Any, row: Row, least: float) -> None:
         """Take the time of the next delivery over: it has jitter, within limits."""
