@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from . import clock
 from .ddl import queue_table
@@ -304,8 +304,10 @@ class Subscriber(Generic[M]):
         )  # fmt: skip
         from tenacity.wait import wait_random_exponential
 
+        # SQLAlchemy passes on some of the driver's errors as they are: those of isolation levels.
+        lost = (DBAPIError, engine.dialect.loaded_dbapi.Error, OSError)
         retrying = Retrying(
-            retry=retry_if_exception_type((DBAPIError, OSError)),
+            retry=retry_if_exception_type(lost),
             wait=wait_random_exponential(multiplier=0.1, max=LONGEST_BACKOFF),
             sleep=sleep_using_event(self._closing),
             stop=stop_when_event_set(self._closing),
@@ -383,7 +385,7 @@ class Subscriber(Generic[M]):
             unseen += transport.stop()
             if unseen:
                 transport.give_back(unseen)
-        except (SQLAlchemyError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # Closing must go on.
             log.warning(
                 "%d messages could not be given back and come back after ack_wait: %s",
                 len(unseen), type(error).__name__,

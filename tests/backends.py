@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, String, select
+from sqlalchemy import Engine, String, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions
@@ -89,3 +91,18 @@ def eventually(condition: Callable[[], Any], within: float = 15) -> Any:
             return answer
         assert time.monotonic() < deadline, f"not within {within} s"
         time.sleep(0.02)
+
+
+def shard_by_id(engine: Engine, model: type[Any]) -> None:
+    """Give a queue its vindex, and wait until vtgate knows."""
+    name = model.__table__.name
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"ALTER VSCHEMA ON {name} ADD VINDEX hash(id) USING hash")
+
+    def is_known() -> bool:
+        with suppress(DBAPIError), engine.connect() as connection:
+            connection.execute(update(model.__table__).where(model.id == 1).values(epoch=0))
+            return True
+        return False
+
+    eventually(is_known)

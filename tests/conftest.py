@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.orm import DeclarativeBase
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions, Subscriber
-from tests.backends import BACKENDS, Backend, eventually, make_queue_class
+from tests.backends import BACKENDS, Backend, make_queue_class, shard_by_id
 from tools.vitess import Cluster, Dev, MariaDB, MissingTool, MySQL, install
 
 _URLS = "SQLA_VITESS_MESSAGES_TEST_URLS"
@@ -140,27 +139,12 @@ def make_queue(engine: Engine, backend: Backend) -> Iterator[Callable[..., type[
         model.metadata.create_all(engine, checkfirst=backend.server != "sharded")
         made.append(model)
         if backend.server == "sharded":
-            _shard_by_id(engine, model)
+            shard_by_id(engine, model)
         return model
 
     yield make
     for model in made:
         model.metadata.drop_all(engine)
-
-
-def _shard_by_id(engine: Engine, model: type[Any]) -> None:
-    """Give a queue its vindex, and wait until vtgate knows."""
-    name = model.__table__.name
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"ALTER VSCHEMA ON {name} ADD VINDEX hash(id) USING hash")
-
-    def is_known() -> bool:
-        with suppress(DBAPIError), engine.connect() as connection:
-            connection.execute(update(model.__table__).where(model.id == 1).values(epoch=0))
-            return True
-        return False
-
-    eventually(is_known)
 
 
 @pytest.fixture

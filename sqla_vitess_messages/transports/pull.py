@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from .. import wakeups
 from ..ddl import OPTIONS_KEY
@@ -19,6 +21,9 @@ __all__ = ["PullTransport"]
 
 SHORTEST_PAUSE = 0.002
 """Seconds until the next look after one that found nothing; doubled at each further one."""
+
+WHOLE = ""
+"""Stands for a database without shards."""
 
 SHARDS_KNOWN_FOR = 5.0
 """Seconds until it is looked up again which shards a keyspace has."""
@@ -50,6 +55,13 @@ class PullTransport(Leasing[M]):
         wakeups.listen(self._table, self._wake)
 
     def receive(self, limit: int) -> Iterator[M]:
+        try:
+            yield from self._receive(limit)
+        except DBAPIError:
+            self._pullers_until = 0.0  # The shards may have changed.
+            raise
+
+    def _receive(self, limit: int) -> Iterator[M]:
         if self._wake.wait(self._pause):
             self._wake.clear()
             self._pause = 0.0
@@ -89,14 +101,14 @@ class PullTransport(Leasing[M]):
 
     def _look_up_shards(self) -> None:
         shards = find_shards(self._engine) if self._vitess else []
-        if not shards:
-            self._pullers = {"": Puller(self._model, self._engine)}
-        elif set(shards) != self._pullers.keys():
+        known = shards is not None or not self._pullers
+        if known and set(shards or [WHOLE]) != self._pullers.keys():
             self._forget_shards()
             self._pullers = {
-                shard: Puller(self._model, shard_engine(self._engine, shard)) for shard in shards
-            }
-        self._pullers_until = time.monotonic() + (SHARDS_KNOWN_FOR if shards else float("inf"))
+                shard: Puller(self._model, shard_engine(self._engine, shard))
+                for shard in shards or ()
+            } or {WHOLE: Puller(self._model, self._engine)}
+        self._pullers_until = time.monotonic() + (SHARDS_KNOWN_FOR if self._vitess else math.inf)
 
     def _forget_shards(self) -> None:
         for puller in self._pullers.values():

@@ -21,10 +21,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqla_vitess_messages import AlreadySettled, QueueOptions, Subscriber
 from sqla_vitess_messages.enqueue import random_id
 from sqla_vitess_messages.transports import TransportName
-from tests.backends import enqueue, eventually, make_queue_class
+from sqla_vitess_messages.transports.shards import find_shards
+from tests.backends import ack, enqueue, eventually, make_queue_class, shard_by_id
 from tests.conftest import server_url
 from tools.vitess import Cluster
-from tools.vitess.cluster import TABLETS
+from tools.vitess.cluster import SHARDED, TABLETS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("chaos"), pytest.mark.timeout(240)]
 
@@ -228,3 +229,36 @@ def test_a_tablet_that_hangs_is_waited_for(
         finally:
             tablet.signal(signal.SIGCONT)
         load.check()
+
+
+def test_subscribers_follow_a_change_of_shards(cluster: Cluster) -> None:
+    """The last test of this cluster: its two shards become one."""
+    url = cluster.url(SHARDED, gate="vtgate-fast")
+    engine = create_engine(url, connect_args={"read_timeout": 10})
+    queue = make_queue_class(QueueOptions(ack_wait=2, min_backoff=0.2))
+    queue.metadata.create_all(engine, checkfirst=False)
+    shard_by_id(engine, queue)
+    merging = threading.Thread(target=cluster.merge_shards)
+    rounds = 0
+    with Subscriber(queue, url) as subscriber:
+        eventually(lambda: len(find_shards(engine) or []) == 2)
+        merging.start()
+        while merging.is_alive() or find_shards(engine) or rounds < 100:
+            rounds += 1
+            with suppress(DBAPIError):
+                enqueue(engine, queue())
+            if (message := subscriber.get(0.1)) is not None:
+                with suppress(DBAPIError, AlreadySettled):
+                    ack(engine, message)
+        merging.join()
+
+        def all_settled() -> bool:
+            if (message := subscriber.get(0.1)) is not None:
+                with suppress(AlreadySettled):
+                    ack(engine, message)
+            with engine.connect() as connection:
+                stats = queue.stats(connection)
+            return stats.acked > 50 and stats.ready == stats.leased == 0
+
+        eventually(all_settled, within=60)
+    engine.dispose()

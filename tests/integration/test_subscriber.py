@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from pymysql.err import OperationalError
 from sqlalchemy import (
     JSON,
     Boolean,
@@ -381,3 +382,18 @@ def test_a_silent_stream_is_noticed_and_pulled_from_until_it_speaks(
 
     eventually(lambda: arrives_in(1, "the stream brings none"), within=60)
     eventually(lambda: arrives_in(0, "the stream brings messages again"))
+
+
+@pytest.mark.parametrize("backend", STREAMING, indirect=True, ids=lambda backend: backend.name)
+def test_an_error_that_sqlalchemy_does_not_wrap_ends_no_subscriber(
+    engine: Engine, queue: type[Any], subscribe: Subscribe, caplog: pytest.LogCaptureFixture
+) -> None:
+    subscriber = subscribe(queue)
+
+    @event.listens_for(subscriber._transport._engine, "set_connection_execution_options", once=True)
+    def lose(_connection: object, _options: object) -> None:
+        raise OperationalError(2013, "Lost connection")  # As when the server dies just now.
+
+    eventually(lambda: "reconnecting" in caplog.text)
+    enqueue(engine, queue(body="after it"))
+    assert subscriber.get(20).body == "after it"

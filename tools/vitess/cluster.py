@@ -48,6 +48,8 @@ TABLETS = (
     Tablet(300, SHARDED, "80-"),
 )
 PRIMARIES = (TABLETS[0], TABLETS[2], TABLETS[3])
+SPARE = Tablet(400, SHARDED, "-")
+"""Starts with :meth:`Cluster.merge_shards` only."""
 GATES = {"vtgate": [], "vtgate-fast": ["--mysql_server_flush_delay", "1ms"]}
 
 
@@ -60,10 +62,10 @@ class _Ports:
     vtctld: int = field(default_factory=free_port)
     vtctld_grpc: int = field(default_factory=free_port)
     tablets: dict[str, int] = field(
-        default_factory=lambda: {tablet.name: free_port() for tablet in TABLETS}
+        default_factory=lambda: {tablet.name: free_port() for tablet in (*TABLETS, SPARE)}
     )
     tablets_grpc: dict[str, int] = field(
-        default_factory=lambda: {tablet.name: free_port() for tablet in TABLETS}
+        default_factory=lambda: {tablet.name: free_port() for tablet in (*TABLETS, SPARE)}
     )
     gates: dict[str, int] = field(default_factory=lambda: {gate: free_port() for gate in GATES})
     gates_grpc: dict[str, int] = field(
@@ -150,6 +152,26 @@ class Cluster:
         uid = record["shard"]["primary_alias"]["uid"]
         return next(tablet for tablet in TABLETS if tablet.uid == uid)
 
+    def merge_shards(self) -> None:
+        """Move the rows of both shards of ``sharded`` to one, and its traffic with them."""
+        self.servers[f"mysqld-{SPARE.uid}"].start()
+        self._start_tablet(SPARE)
+        self.reparent(SPARE)
+        reshard = ("Reshard", "--workflow", "merge", "--target-keyspace", SHARDED)
+        self.vtctl(*reshard, "create", "--source-shards", "-80,80-", "--target-shards", "-")
+
+        def is_copied() -> bool:
+            [workflow] = json.loads(self.vtctl(*reshard, "show"))["workflows"]
+            streams = [
+                stream
+                for shard in workflow["shard_streams"].values()
+                for stream in shard["streams"]
+            ]
+            return all(stream["state"] == "Running" for stream in streams)
+
+        self.servers[SPARE.name].wait_until(is_copied)
+        self.vtctl(*reshard, "switchtraffic")
+
     def vtctl(self, *arguments: str) -> str:
         """Run vtctldclient and return what it prints."""
         command = [str(self._parts.vitess / "vtctldclient")]
@@ -208,7 +230,7 @@ class Cluster:
             "--port", str(ports.vtctld), "--grpc_port", str(ports.vtctld_grpc),
             "--grpc_bind_address", "127.0.0.1",
         )  # fmt: skip
-        for tablet in TABLETS:
+        for tablet in (*TABLETS, SPARE):
             mysqld = MySQL(f"mysqld-{tablet.uid}", run, self._parts, [f"vt_{tablet.keyspace}"])
             self.servers[mysqld.name] = mysqld
             self._add(
@@ -232,6 +254,7 @@ class Cluster:
                 str(vitess / "vtgate"), *topology, *logs, *flags,
                 "--cell", CELL, "--cells_to_watch", CELL,
                 "--tablet_types_to_wait", "PRIMARY", "--service_map", "grpc-vtgateservice",
+                "--tablet_refresh_interval", "1s",
                 "--mysql_auth_server_impl", "none", "--vschema_ddl_authorized_users", "%",
                 "--mysql_server_bind_address", "127.0.0.1",
                 "--mysql_server_port", str(ports.gates_mysql[gate]),
