@@ -11,6 +11,7 @@ from .errors import (
     QueueNotFound,
     SubscriberClosed,
 )
+from .hooks import emits, on_commit, without_emits
 from .mixin import MessageQueueMixin
 from .options import QueueOptions
 from .stats import QueueStats
@@ -29,4 +30,7 @@ __all__ = [
     "QueueStats",
     "Subscriber",
     "SubscriberClosed",
+    "emits",
+    "on_commit",
+    "without_emits",
 ]

@@ -15,7 +15,6 @@ from queue import Empty, SimpleQueue
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from . import leases
 from .errors import MessageQueueError, SubscriberClosed
@@ -136,7 +135,7 @@ class Settler(Generic[M]):
                 return
             self._commit(group[: len(group) // 2])
             self._commit(group[len(group) // 2 :])
-        except SQLAlchemyError as error:
+        except Exception as error:  # noqa: BLE001  # Every future has to end.
             for item in group:
                 item.done.set_exception(error)
         else:
