@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
@@ -23,6 +23,7 @@ from .backoff import backoff
 from .ddl import MYSQL, OPTIONS_KEY, queue_table
 from .enqueue import is_enqueued
 from .errors import AlreadySettled, InvalidArgument, InvalidArgumentType, LeaseLost
+from .events import Settlement
 from .layouts import LAYOUTS, LayoutSpec
 from .options import QueueOptions
 from .transactions import Commit, on_commit
@@ -60,7 +61,17 @@ class Lease:
         message after it has sent it, which would undo an earlier ``fail`` or ``retry``.
     """
 
-    __slots__ = ("_commit", "_confirm", "_on_settling", "deadline", "fence", "stale")
+    __slots__ = (
+        "_commit",
+        "_confirm",
+        "_on_settling",
+        "begun",
+        "deadline",
+        "epoch",
+        "message_id",
+        "settlement",
+        "stale",
+    )
 
     def __init__(
         self,
@@ -69,12 +80,20 @@ class Lease:
         deadline: float,
         confirm: Callable[[Sequence[Any]], None] | None = None,
     ) -> None:
-        self.fence = epoch + 1
+        self.epoch = epoch
+        self.message_id = 0
+        self.begun = time.monotonic()
+        self.settlement: Settlement | None = None
         self.stale = stale
         self.deadline = deadline
         self._confirm = confirm
         self._commit: Commit | None = None
         self._on_settling: Callable[[Sequence[Lease]], None] | None = None
+
+    @property
+    def fence(self) -> int:
+        """The epoch that the row has as long as the lease holds."""
+        return self.epoch + 1
 
     @property
     def expired(self) -> bool:
@@ -101,11 +120,12 @@ class Lease:
         self._on_settling = call
 
     @staticmethod
-    def settle(leases: Sequence[Lease], commit: Commit) -> None:
+    def settle(settlement: Settlement, leases: Sequence[Lease], commit: Commit) -> None:
         """Note that settlements are being committed."""
         calls: dict[Callable[[Sequence[Lease]], None], list[Lease]] = defaultdict(list)
         for lease in leases:
             lease._commit = commit
+            lease.settlement = settlement
             if lease._on_settling is not None:
                 calls[lease._on_settling].append(lease)
         for call, of_one_subscriber in calls.items():
@@ -119,6 +139,7 @@ def lease_of(message: MessageQueueMixin) -> Lease | None:
 
 def attach(message: MessageQueueMixin, lease: Lease) -> None:
     """Make ``lease`` the message's lease."""
+    lease.message_id = message.id
     message.__dict__["_lease"] = lease
 
 
@@ -142,7 +163,7 @@ def ack(
                 f"{len(chunk) - done} of {len(chunk)} messages of {table.name!r} were acked "
                 f"before (or purged since): {_ids(chunk)}. Roll this transaction back"
             )
-    _when_committed(connection, batch, Lease.settle)
+    _when_committed(connection, batch, partial(Lease.settle, "ack"))
 
 
 def fail(
@@ -158,7 +179,7 @@ def fail(
     if reason is not None and REASON_COLUMN in queue_table(model).c:
         values[REASON_COLUMN] = reason
     batch = list(messages)
-    _postpone(model, session, batch, lambda _table: values, Lease.settle)
+    _postpone(model, session, batch, lambda _table: values, partial(Lease.settle, "fail"))
     for message in batch:
         extra = {"queue": queue_table(model).name, "message_id": message.id, "epoch": message.epoch}
         log.warning("message %d failed: %s", message.id, reason or "no reason given", extra=extra)
@@ -181,7 +202,7 @@ def retry(
         return {"time_next": clock.database_now() + wait}
 
     seconds = 0 if delay is None else clock.to_seconds(delay, "delay")
-    _postpone(model, session, messages, later, Lease.settle)
+    _postpone(model, session, messages, later, partial(Lease.settle, "retry"))
 
 
 def extend(

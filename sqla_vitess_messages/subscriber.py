@@ -14,8 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from types import TracebackType
@@ -27,6 +26,8 @@ from sqlalchemy.exc import DBAPIError
 from . import clock
 from .ddl import queue_table
 from .errors import InvalidArgument, InvalidArgumentType, LeaseLost, SubscriberClosed
+from .events import Dead, Event, Reconnected, Reconnecting
+from .holdings import Holdings
 from .leases import Lease, lease_of
 from .mixin import MessageQueueMixin
 from .settler import Settler
@@ -45,9 +46,6 @@ CLOSE_WITHIN = 1.8
 LONGEST_BACKOFF = 2.0
 """Seconds between two attempts to reconnect, at most."""
 
-COMMIT_ASKED_EACH = 0.002
-"""Seconds until it is asked again whether a settlement's COMMIT is over."""
-
 
 class Subscriber(Generic[M]):
     """Receives the messages of one queue. Safe to share between threads.
@@ -63,6 +61,8 @@ class Subscriber(Generic[M]):
         Right after work a pull looks every few milliseconds. Doesn't concern ``"stream"``.
     :param max_attempts: how often a message may have been handed out; one that comes once more is
         dead. Default: no limit.
+    :param on_event: called with each :class:`.events.Event`, in the thread where it is noticed, and
+        soon done: it holds up receiving.
     :raises InvalidArgument: when an argument has a value that can't work.
     :raises InvalidArgumentType: when an argument has a type that can't work.
     """
@@ -76,17 +76,19 @@ class Subscriber(Generic[M]):
         transport: TransportName = "auto",
         poll_interval: float | timedelta = 0.1,
         max_attempts: int | None = None,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
         if not (isinstance(model, type) and issubclass(model, MessageQueueMixin)):
             raise InvalidArgumentType(f"model={model!r}: expected a class with MessageQueueMixin")
         _check_count("max_concurrency", max_concurrency, 10_000)
         if max_attempts is not None:
             _check_count("max_attempts", max_attempts, 2**31 - 1)
+        if on_event is not None and not callable(on_event):
+            raise InvalidArgumentType(f"on_event={on_event!r}: expected a callable")
         check_transport_name(transport)
         self._model = model
         self._queue = queue_table(model).name
         self._bind = bind
-        self._max = max_concurrency
         self._transport_name: TransportName = transport
         self._poll_interval = clock.to_seconds(poll_interval, "poll_interval", minimum=0.001)
         self._max_attempts = max_attempts
@@ -94,11 +96,9 @@ class Subscriber(Generic[M]):
         self._settler: Settler[M] | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        self._buffer: deque[M] = deque()
-        self._stale: list[M] = []
-        self._held: set[Lease] = set()
-        self._settling: list[Lease] = []
-        self._next_expiry = float("inf")
+        self._holdings: Holdings[M] = Holdings(self._queue, max_concurrency)
+        self._on_event = on_event
+        self._lost = False
         self._closing = threading.Event()
         self._error: BaseException | None = None
         own_engine(bind).dispose()
@@ -118,7 +118,11 @@ class Subscriber(Generic[M]):
         engine = own_engine(self._bind)
         try:
             self._transport = make_transport(
-                self._model, engine, self._transport_name, poll_interval=self._poll_interval
+                self._model,
+                engine,
+                self._transport_name,
+                poll_interval=self._poll_interval,
+                report=self._report,
             )
         except BaseException:
             engine.dispose()
@@ -199,18 +203,21 @@ class Subscriber(Generic[M]):
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise InvalidArgument(f"n={n!r}: expected an int of at least 1")
         end = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while True:
-                if self._error is not None:
-                    raise self._error
-                if self._thread is None or self._closing.is_set():
-                    raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
-                if messages := self._take(n):
-                    return messages
-                remaining = None if end is None else end - time.monotonic()
-                if remaining is not None and remaining <= 0:
-                    return []
-                self._changed.wait(self._soon(remaining))
+        try:
+            with self._changed:
+                while True:
+                    if self._error is not None:
+                        raise self._error
+                    if self._thread is None or self._closing.is_set():
+                        raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
+                    if messages := self._take(n):
+                        return messages
+                    remaining = None if end is None else end - time.monotonic()
+                    if remaining is not None and remaining <= 0:
+                        return []
+                    self._changed.wait(self._holdings.until_change(remaining))
+        finally:
+            self._report()
 
     def ack(self, message: M) -> Future[None]:
         """Ack soon, in a commit shared with others, for work that has no transaction.
@@ -250,49 +257,31 @@ class Subscriber(Generic[M]):
         return settler
 
     def _take(self, n: int) -> list[M]:
-        """Hand out what is buffered and whose lease still runs, within max_concurrency."""
-        self._free_places()
-        taken: list[M] = []
-        while self._buffer and len(taken) < n:
-            message = self._buffer.popleft()
+        taken = self._holdings.take(n)
+        for message in taken:
             lease = lease_of(message)
             assert lease is not None
             lease.on_settling(self._on_settling)
-            self._held.add(lease)
-            self._next_expiry = min(self._next_expiry, lease.deadline)
-            taken.append(message)
         if taken:
             self._changed.notify_all()
         return taken
 
-    def _free_places(self) -> None:
-        """Forget leases that are settled or have run out, and set aside what waited too long."""
-        if self._settling:
-            self._held.difference_update([lease for lease in self._settling if lease.settled])
-            self._settling = [lease for lease in self._settling if lease.settling]
-        now = time.monotonic()
-        if now >= self._next_expiry:
-            self._held = {lease for lease in self._held if not lease.expired}
-            self._next_expiry = min((lease.deadline for lease in self._held), default=float("inf"))
-        while self._buffer and (lease := lease_of(self._buffer[0])) and lease.is_stale:
-            self._stale.append(self._buffer.popleft())
-
-    def _room(self) -> int:
-        return self._max - len(self._held) - len(self._buffer) - len(self._stale)
-
-    def _soon(self, seconds: float | None) -> float | None:
-        """Return how long to wait at most, when a place may become free without notice."""
-        if self._settling:
-            return COMMIT_ASKED_EACH if seconds is None else min(seconds, COMMIT_ASKED_EACH)
-        if self._next_expiry == float("inf"):
-            return seconds
-        expiry = max(self._next_expiry - time.monotonic(), 0.001)
-        return expiry if seconds is None else min(seconds, expiry)
-
     def _on_settling(self, leases: Sequence[Lease]) -> None:
         with self._changed:
-            self._settling += leases
+            self._holdings.note_settling(leases)
             self._changed.notify_all()
+
+    def _report(self, *more: Event) -> None:
+        """Tell what happened, without the lock."""
+        with self._changed:
+            events = [*self._holdings.drain_events(), *more]
+        if self._on_event is None:
+            return
+        try:
+            for happened in events:
+                self._on_event(happened)
+        except Exception:
+            log.exception("on_event failed", extra={"queue": self._queue})
 
     def _run(self, transport: Transport[M], settler: Settler[M], engine: Engine) -> None:
         """Receive until closed, reconnecting as often as it takes."""
@@ -326,27 +315,32 @@ class Subscriber(Generic[M]):
             self._give_back_all(transport)
             transport.close()
             with self._changed:
+                self._holdings.free_places()
                 self._changed.notify_all()
+            self._report()
 
     def _receive(self, transport: Transport[M], engine: Engine) -> None:
-        room = self._wait_for_work()
-        if stale := list(self._stale):
+        room, stale = self._wait_for_work()
+        if stale:
             transport.give_back(stale)
             with self._changed:
-                del self._stale[: len(stale)]
+                self._holdings.drop_stale(stale)
         worn: list[M] = []
         for message in transport.receive(room) if room else ():
             if self._max_attempts is not None and message.epoch >= self._max_attempts:
                 worn.append(message)
                 continue
             with self._changed:
-                self._buffer.append(message)
+                self._holdings.receive(message)
                 self._changed.notify()
         if worn:
             self._fail(worn, engine)
+        if self._lost:
+            self._lost = False
+            self._report(Reconnected(self._queue))
         with self._changed:
-            self._free_places()
-            surplus = [self._buffer.pop() for _ in range(min(-self._room(), len(self._buffer)))]
+            self._holdings.free_places()
+            surplus = self._holdings.drop_surplus()
         if surplus:
             transport.give_back([*surplus, *transport.stop()])
 
@@ -356,31 +350,31 @@ class Subscriber(Generic[M]):
         try:
             with engine.begin() as connection:
                 self._model.fail_all(connection, worn, reason)
+            self._report(*(Dead(self._queue, message.id, message.epoch) for message in worn))
         except LeaseLost:
             log.info("messages were handed out again meanwhile", extra={"queue": self._queue})
 
-    def _wait_for_work(self) -> int:
-        """Wait until it pays to receive: the buffer is empty, or half of all places are free.
+    def _wait_for_work(self) -> tuple[int, list[M]]:
+        """Wait until it pays to receive.
 
-        :return: how many messages there is room for; 0 when closing, or with stale ones to give
-            back.
+        :return: how many messages there is room for, 0 when closing; and what is to be given back
+            first.
         """
-        with self._changed:
-            while not self._closing.is_set():
-                self._free_places()
-                room = self._room()
-                if self._stale:
-                    return 0
-                if room > 0 and (not self._buffer or room >= self._max / 2):
-                    return room
-                self._changed.wait(self._soon(1))
-            return 0
+        try:
+            with self._changed:
+                while not self._closing.is_set():
+                    self._holdings.free_places()
+                    stale = self._holdings.stale
+                    if stale or self._holdings.wants_more:
+                        return (0 if stale else self._holdings.room), stale
+                    self._changed.wait(self._holdings.until_change(1))
+                return 0, []
+        finally:
+            self._report()
 
     def _give_back_all(self, transport: Transport[M]) -> None:
         with self._changed:
-            unseen = [*self._buffer, *self._stale]
-            self._buffer.clear()
-            self._stale.clear()
+            unseen = self._holdings.drop_unseen()
         try:
             unseen += transport.stop()
             if unseen:
@@ -397,6 +391,8 @@ class Subscriber(Generic[M]):
         error = None if outcome is None else outcome.exception()
         reason = getattr(error, "orig", error)
         log.warning("connection lost, reconnecting: %s", reason, extra={"queue": self._queue})
+        self._lost = True
+        self._report(Reconnecting(self._queue, str(reason)))
 
 
 def _check_count(name: str, value: int, most: int) -> None:

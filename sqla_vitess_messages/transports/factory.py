@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, Union, get_args
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
@@ -9,6 +10,7 @@ from sqlalchemy.exc import ArgumentError
 
 from ..ddl import MYSQL, check_database, is_vitess, queue_table
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..events import Event
 from .base import M, Transport, bound_reads
 from .pull import PullTransport
 from .stream import StreamTransport
@@ -54,7 +56,12 @@ def own_engine(bind: Bind) -> Engine:
 
 
 def make_transport(
-    model: type[M], engine: Engine, name: TransportName, *, poll_interval: float
+    model: type[M],
+    engine: Engine,
+    name: TransportName,
+    *,
+    poll_interval: float,
+    report: Callable[[Event], None],
 ) -> Transport[M]:
     """Connect, check that the queue is there, and return the transport.
 
@@ -78,7 +85,7 @@ def make_transport(
             raise InvalidArgument(
                 f"transport='stream': needs the driver pymysql, not {engine.dialect.driver}"
             )
-        return StreamTransport(model, engine)
+        return StreamTransport(model, engine, report)
     return PullTransport(model, engine, vitess=vitess, poll_interval=poll_interval)
 
 

@@ -17,7 +17,7 @@ from .base import Leasing, M
 from .puller import Puller
 from .shards import find_shards, shard_engine
 
-__all__ = ["PullTransport"]
+__all__ = ["Pull", "PullTransport"]
 
 SHORTEST_PAUSE = 0.002
 """Seconds until the next look after one that found nothing; doubled at each further one."""
@@ -29,8 +29,8 @@ SHARDS_KNOWN_FOR = 5.0
 """Seconds until it is looked up again which shards a keyspace has."""
 
 
-class PullTransport(Leasing[M]):
-    """Polls the table, or one shard of it after the other, and rests while nothing is due.
+class Pull(Leasing[M]):
+    """Looks at the table, or at one shard of it after the other, and says when to look again.
 
     :param vitess: whether the server is a vtgate: it has shards, and its tablets purge by
         themselves.
@@ -46,46 +46,37 @@ class PullTransport(Leasing[M]):
         self._longest_pause = poll_interval
         self._purge_interval = options.poller_interval
         self._next_purge = time.monotonic() + self._purge_interval
-        self._pause = 0.0
-        self._wake = threading.Event()
-        self._interrupted = False
         self._pullers: dict[str, Puller[M]] = {}
         self._pullers_until = 0.0
         self._turn = 0
-        wakeups.listen(self._table, self._wake)
+        self.pause = 0.0
+        """Seconds to wait before the next look. Set it to 0 when there is something."""
+        self.interrupted = False
+        """Set it when a look that is under way shall come to an end."""
 
-    def receive(self, limit: int) -> Iterator[M]:
+    def look(self, limit: int) -> Iterator[M]:
+        """Yield up to ``limit`` messages that are due, leased."""
         try:
-            yield from self._receive(limit)
+            yield from self._look(limit)
         except DBAPIError:
             self._pullers_until = 0.0  # The shards may have changed.
             raise
 
-    def _receive(self, limit: int) -> Iterator[M]:
-        if self._wake.wait(self._pause):
-            self._wake.clear()
-            self._pause = 0.0
+    def _look(self, limit: int) -> Iterator[M]:
         taken = 0
         for puller in self._take_turns():
-            if taken == limit or self._interrupted:
+            if taken == limit or self.interrupted:
                 break
-            if self._pause == 0 or puller.something_is_due():
+            if self.pause == 0 or puller.something_is_due():
                 for message in puller.take(limit - taken):
                     taken += 1
                     yield message
         if taken:
-            self._pause = 0.0
+            self.pause = 0.0
         else:
-            self._pause = min(max(self._pause * 2, SHORTEST_PAUSE), self._longest_pause)
+            self.pause = min(max(self.pause * 2, SHORTEST_PAUSE), self._longest_pause)
         if not self._vitess and time.monotonic() >= self._next_purge:
             self._purge()
-
-    def interrupt(self) -> None:
-        self._interrupted = True
-        self._wake.set()
-
-    def stop(self) -> list[M]:
-        return []
 
     def close(self) -> None:
         self._forget_shards()
@@ -117,6 +108,30 @@ class PullTransport(Leasing[M]):
 
     def _purge(self) -> None:
         for puller in self._pullers.values():
-            while puller.purge() and not self._interrupted:
+            while puller.purge() and not self.interrupted:
                 pass
         self._next_purge = time.monotonic() + self._purge_interval
+
+
+class PullTransport(Pull[M]):
+    """Waits between two looks in the subscriber's thread, until a commit in this process."""
+
+    def __init__(
+        self, model: type[M], engine: Engine, *, vitess: bool, poll_interval: float
+    ) -> None:
+        super().__init__(model, engine, vitess=vitess, poll_interval=poll_interval)
+        self._wake = threading.Event()
+        wakeups.listen(self._table, self._wake)
+
+    def receive(self, limit: int) -> Iterator[M]:
+        if self._wake.wait(self.pause):
+            self._wake.clear()
+            self.pause = 0.0
+        yield from self.look(limit)
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        self._wake.set()
+
+    def stop(self) -> list[M]:
+        return []

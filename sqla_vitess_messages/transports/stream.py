@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from sqlalchemy.sql.expression import TextClause, TextualSelect
 
 from ..backoff import longest_backoff
 from ..ddl import OPTIONS_KEY
+from ..events import Event, Reconnected, StreamSilent
 from ..leases import Lease, attach, fence_of
 from ..options import QueueOptions
 from .base import Leasing, M, bound_reads
@@ -82,10 +83,14 @@ def _compile_stream(element: _StreamFrom, compiler: SQLCompiler, **_kw: Any) -> 
 
 
 class StreamTransport(Leasing[M]):
-    """Reads a message table's stream on connections of its own."""
+    """Reads a message table's stream on connections of its own.
 
-    def __init__(self, model: type[M], engine: Engine) -> None:
+    :param report: called when the stream falls silent, and when it speaks again.
+    """
+
+    def __init__(self, model: type[M], engine: Engine, report: Callable[[Event], None]) -> None:
         super().__init__(model, engine)
+        self._report = report
         self._options: QueueOptions = self._table.info[OPTIONS_KEY]
         columns = self._table.c
         self._looking = select(columns.id, columns.epoch).where(
@@ -127,6 +132,7 @@ class StreamTransport(Leasing[M]):
         if streamed:
             if self._missed >= SILENT_AFTER:
                 log.info("the stream brings messages again", extra=extra)
+                self._report(Reconnected(self._table.name))
             self._missed = 0
         elif overlooked:
             self._missed += 1
@@ -135,6 +141,7 @@ class StreamTransport(Leasing[M]):
                     "messages are due and the stream brings none: pulling until it does",
                     extra=extra,
                 )
+                self._report(StreamSilent(self._table.name))
 
     def _read_lanes(self, seconds: float) -> Iterator[M]:
         end = time.monotonic() + seconds

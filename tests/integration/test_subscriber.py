@@ -37,6 +37,7 @@ from sqlalchemy.orm import Mapped, Session, deferred, mapped_column
 from sqlalchemy.pool import Pool
 
 from sqla_vitess_messages import QueueNotFound, QueueOptions, Subscriber, SubscriberClosed
+from sqla_vitess_messages.events import Delivered, Reconnected, Reconnecting, StreamSilent
 from tests.backends import BACKENDS, Backend, ack, enqueue, eventually, make_queue_class, row
 
 Subscribe = Callable[..., Any]
@@ -356,7 +357,7 @@ def test_a_commit_in_the_same_process_wakes_a_pull(
         return  # The server tells.
     queue = make_queue()
     subscriber = subscribe(queue)
-    subscriber._transport._pause = 600  # It would look again in ten minutes.
+    subscriber._transport.pause = 600  # It would look again in ten minutes.
     eventually(lambda: subscriber._transport._wake.is_set() is False)
     time.sleep(0.3)
     enqueue(engine, queue(body="woke it"))
@@ -371,9 +372,10 @@ def test_a_silent_stream_is_noticed_and_pulled_from_until_it_speaks(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
+    events: list[Any] = []
     # Only the tablet's poller sees what becomes due, and this one looks once an hour.
     queue = make_queue(poller_interval=3600)
-    subscriber = subscribe(queue)
+    subscriber = subscribe(queue, on_event=events.append)
 
     def arrives_in(seconds: float, logged: str) -> bool:
         enqueue(engine, queue(deliver_in=seconds))
@@ -382,13 +384,16 @@ def test_a_silent_stream_is_noticed_and_pulled_from_until_it_speaks(
 
     eventually(lambda: arrives_in(1, "the stream brings none"), within=60)
     eventually(lambda: arrives_in(0, "the stream brings messages again"))
+    told = [type(e) for e in events if isinstance(e, (StreamSilent, Reconnected))]
+    assert told == [StreamSilent, Reconnected]
 
 
 @pytest.mark.parametrize("backend", STREAMING, indirect=True, ids=lambda backend: backend.name)
 def test_an_error_that_sqlalchemy_does_not_wrap_ends_no_subscriber(
     engine: Engine, queue: type[Any], subscribe: Subscribe, caplog: pytest.LogCaptureFixture
 ) -> None:
-    subscriber = subscribe(queue)
+    events: list[Any] = []
+    subscriber = subscribe(queue, on_event=events.append)
 
     @event.listens_for(subscriber._transport._engine, "set_connection_execution_options", once=True)
     def lose(_connection: object, _options: object) -> None:
@@ -397,3 +402,5 @@ def test_an_error_that_sqlalchemy_does_not_wrap_ends_no_subscriber(
     eventually(lambda: "reconnecting" in caplog.text)
     enqueue(engine, queue(body="after it"))
     assert subscriber.get(20).body == "after it"
+    told = [Reconnecting, Reconnected]
+    eventually(lambda: [type(e) for e in events if not isinstance(e, Delivered)] == told)
