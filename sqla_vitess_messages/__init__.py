@@ -14,11 +14,14 @@ from .errors import (
 from .hooks import emits, on_commit, without_emits
 from .mixin import MessageQueueMixin
 from .options import QueueOptions
+from .retries import Discard, Retry, RetryPolicy
 from .stats import QueueStats
 from .subscriber import Subscriber
+from .worker import Worker
 
 __all__ = [
     "AlreadySettled",
+    "Discard",
     "InvalidArgument",
     "InvalidArgumentType",
     "InvalidQueue",
@@ -28,8 +31,11 @@ __all__ = [
     "QueueNotFound",
     "QueueOptions",
     "QueueStats",
+    "Retry",
+    "RetryPolicy",
     "Subscriber",
     "SubscriberClosed",
+    "Worker",
     "emits",
     "on_commit",
     "without_emits",

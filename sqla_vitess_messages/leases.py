@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
-from sqlalchemy import Connection, Table, Update, bindparam, update
+from sqlalchemy import Connection, Engine, Table, Update, bindparam, select, update
 from sqlalchemy.orm import Session, scoped_session
 
 from . import clock
@@ -46,6 +46,7 @@ REASON_COLUMN = "fail_reason"
 """Where a model that has a column of this name keeps why a message failed."""
 
 T = TypeVar("T")
+M = TypeVar("M", bound="MessageQueueMixin")
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +177,9 @@ def fail(
     if reason is not None and not isinstance(reason, str):
         raise InvalidArgumentType(f"reason={reason!r}: expected a str")
     values: dict[str, Any] = {"time_next": DEAD}
-    if reason is not None and REASON_COLUMN in queue_table(model).c:
-        values[REASON_COLUMN] = reason
+    column = queue_table(model).c.get(REASON_COLUMN)
+    if reason is not None and column is not None:
+        values[REASON_COLUMN] = reason[: getattr(column.type, "length", None)]
     batch = list(messages)
     _postpone(model, session, batch, lambda _table: values, partial(Lease.settle, "fail"))
     for message in batch:
@@ -221,6 +223,33 @@ def extend(
 
     until = clock.database_now() + clock.to_nanoseconds(length)
     _postpone(model, session, messages, lambda _table: {"time_next": until}, move_deadlines)
+
+
+def extend_free(
+    model: type[M], engine: Engine, messages: Sequence[M], seconds: float | timedelta
+) -> list[M]:
+    """Extend leases by transactions of their own; see :meth:`.Subscriber.extend`."""
+    columns = queue_table(model).c
+    looking = (
+        select(columns.id)
+        .where(columns.id.in_(bindparam("_ids", expanding=True)))
+        .with_for_update(skip_locked=True)
+    )
+    lost: list[M] = []
+    for chunk in chunks(messages):
+        try:
+            with engine.begin() as connection:
+                found = connection.scalars(looking, {"_ids": [message.id for message in chunk]})
+                free = set(found)
+                some = [message for message in chunk if message.id in free]
+                extend(model, connection, some, seconds)
+        except LeaseLost:
+            if len(chunk) == 1:
+                lost += chunk
+            else:
+                for message in chunk:
+                    lost += extend_free(model, engine, [message], seconds)
+    return lost
 
 
 def _postpone(

@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from . import clock
+from . import clock, leases
 from .ddl import queue_table
 from .errors import InvalidArgument, InvalidArgumentType, LeaseLost, SubscriberClosed
 from .events import Dead, Event, Reconnected, Reconnecting
@@ -86,7 +86,7 @@ class Subscriber(Generic[M]):
         if on_event is not None and not callable(on_event):
             raise InvalidArgumentType(f"on_event={on_event!r}: expected a callable")
         check_transport_name(transport)
-        self._model = model
+        self.model = model
         self._queue = queue_table(model).name
         self._bind = bind
         self._transport_name: TransportName = transport
@@ -94,11 +94,13 @@ class Subscriber(Generic[M]):
         self._max_attempts = max_attempts
         self._transport: Transport[M] | None = None
         self._settler: Settler[M] | None = None
+        self._engine: Engine | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
         self._holdings: Holdings[M] = Holdings(self._queue, max_concurrency)
         self._on_event = on_event
         self._lost = False
+        self._stopping = threading.Event()
         self._closing = threading.Event()
         self._error: BaseException | None = None
         own_engine(bind).dispose()
@@ -118,7 +120,7 @@ class Subscriber(Generic[M]):
         engine = own_engine(self._bind)
         try:
             self._transport = make_transport(
-                self._model,
+                self.model,
                 engine,
                 self._transport_name,
                 poll_interval=self._poll_interval,
@@ -127,9 +129,11 @@ class Subscriber(Generic[M]):
         except BaseException:
             engine.dispose()
             raise
+        self._stopping.clear()
         self._closing.clear()
         self._error = None
-        self._settler = Settler(self._model, engine)
+        self._engine = engine
+        self._settler = Settler(self.model, engine)
         self._thread = threading.Thread(
             target=self._run,
             args=(self._transport, self._settler, engine),
@@ -138,26 +142,34 @@ class Subscriber(Generic[M]):
         )
         self._thread.start()
 
+    def stop_receiving(self) -> None:
+        """Give back what nobody has got, and receive nothing more; messages already got may be
+        settled as before. :meth:`close` follows.
+        """
+        self._stopping.set()
+        if self._transport is not None:
+            self._transport.interrupt()
+        with self._changed:
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Stop receiving, commit grouped settlements, give back what nobody has got, disconnect.
 
         Returns within two seconds. Messages already got stay leased and may still be settled in
         a transaction of the caller's.
         """
-        thread, transport = self._thread, self._transport
-        if thread is None or transport is None:
+        thread = self._thread
+        if thread is None:
             return
         self._closing.set()
-        transport.interrupt()
-        with self._changed:
-            self._changed.notify_all()
+        self.stop_receiving()
         thread.join(CLOSE_WITHIN)
         if thread.is_alive():
             log.warning(
                 "the server doesn't answer; messages of this subscriber come back after ack_wait",
                 extra={"queue": self._queue},
             )
-        self._thread = self._transport = self._settler = None
+        self._thread = self._transport = self._settler = self._engine = None
 
     def __enter__(self) -> Subscriber[M]:
         self.open()
@@ -208,7 +220,7 @@ class Subscriber(Generic[M]):
                 while True:
                     if self._error is not None:
                         raise self._error
-                    if self._thread is None or self._closing.is_set():
+                    if self._thread is None or self._stopping.is_set():
                         raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
                     if messages := self._take(n):
                         return messages
@@ -241,6 +253,21 @@ class Subscriber(Generic[M]):
         :return: its exception may be :class:`.LeaseLost`.
         """
         return self._open_settler().retry(message, delay)
+
+    def extend(self, messages: Sequence[M], seconds: float | timedelta) -> list[M]:
+        """Let the leases of messages end this long from now, in a transaction of its own.
+
+        Rows that a transaction has locked are left as they are: it is settling them.
+
+        :param messages: received by this subscriber.
+        :param seconds: more than 0 seconds, or a timedelta.
+        :return: those whose lease is over, and which others may have.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        engine = self._engine
+        if engine is None:
+            raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
+        return leases.extend_free(self.model, engine, messages, seconds)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all settlements handed to this subscriber are committed or have failed.
@@ -298,21 +325,23 @@ class Subscriber(Generic[M]):
         retrying = Retrying(
             retry=retry_if_exception_type(lost),
             wait=wait_random_exponential(multiplier=0.1, max=LONGEST_BACKOFF),
-            sleep=sleep_using_event(self._closing),
-            stop=stop_when_event_set(self._closing),
+            sleep=sleep_using_event(self._stopping),
+            stop=stop_when_event_set(self._stopping),
             before_sleep=self._log_lost_connection,
             reraise=True,
         )
         try:
-            while not self._closing.is_set():
+            while not self._stopping.is_set():
                 retrying(self._receive, transport, engine)
         except BaseException as error:
-            if not self._closing.is_set():
+            if not self._stopping.is_set():
                 log.exception("the subscriber has stopped", extra={"queue": self._queue})
                 self._error = error
         finally:
-            settler.close()
             self._give_back_all(transport)
+            if self._error is None:
+                self._closing.wait()
+            settler.close()
             transport.close()
             with self._changed:
                 self._holdings.free_places()
@@ -349,7 +378,7 @@ class Subscriber(Generic[M]):
         reason = f"handed out {self._max_attempts} times and never settled"
         try:
             with engine.begin() as connection:
-                self._model.fail_all(connection, worn, reason)
+                self.model.fail_all(connection, worn, reason)
             self._report(*(Dead(self._queue, message.id, message.epoch) for message in worn))
         except LeaseLost:
             log.info("messages were handed out again meanwhile", extra={"queue": self._queue})
@@ -357,12 +386,12 @@ class Subscriber(Generic[M]):
     def _wait_for_work(self) -> tuple[int, list[M]]:
         """Wait until it pays to receive.
 
-        :return: how many messages there is room for, 0 when closing; and what is to be given back
+        :return: how many messages there is room for, 0 when stopping; and what is to be given back
             first.
         """
         try:
             with self._changed:
-                while not self._closing.is_set():
+                while not self._stopping.is_set():
                     self._holdings.free_places()
                     stale = self._holdings.stale
                     if stale or self._holdings.wants_more:
