@@ -10,6 +10,7 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import demo as demonstration
+from . import supervisor
 from .errors import MessageQueueError
 from .transports import TransportName
 
@@ -47,6 +48,37 @@ def demo(
             typer.echo(f"Error: {getattr(error, 'orig', None) or error}", err=True)
             raise typer.Exit(1) from None
     raise typer.Exit(0 if right else 1)
+
+
+@app.command()
+def worker(
+    target: Annotated[str, typer.Argument(help="package.module:name of a Worker.")],
+    concurrency: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, max=1000, help="Handlers at a time. Default: the worker's own."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, max=256, help="Processes, each so many.")] = 1,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start anew when code changes, for development.")
+    ] = False,
+) -> None:
+    """Run a worker until SIGTERM or SIGINT, and let it finish what it has begun.
+
+    A second signal ends it at once, with exit code 1.
+    """
+    if reload and processes > 1:
+        raise typer.BadParameter("--reload runs one process; leave out --processes")
+    try:
+        if reload:
+            code = supervisor.run_reloading(target, concurrency, notify=typer.echo)
+        elif processes > 1:
+            code = supervisor.run_processes(target, processes, concurrency)
+        else:
+            code = supervisor.run_worker(target, concurrency)
+    except (SQLAlchemyError, MessageQueueError) as error:
+        typer.echo(f"Error: {getattr(error, 'orig', None) or error}", err=True)
+        raise typer.Exit(1) from None
+    raise typer.Exit(code)
 
 
 def _transport(name: str) -> TransportName:

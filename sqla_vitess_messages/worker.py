@@ -121,6 +121,14 @@ class Worker(Generic[M]):
             raise self._error
         return finished
 
+    def run_until_signal(self) -> bool:
+        """Do as :meth:`run`, for a process that does nothing else.
+
+        :return: False after a second signal.
+        """
+        self.run()
+        return self._signals < 2
+
     def start(self) -> None:
         """Begin to work, in threads of the worker's own.
 
@@ -130,7 +138,6 @@ class Worker(Generic[M]):
         if self._threads:
             return
         self._subscriber.open()
-        self._stopping.clear()
         self._error = None
         self._heartbeat = Heartbeat(self._subscriber, self._ack_wait)
         self._heartbeat.start()
@@ -165,6 +172,7 @@ class Worker(Generic[M]):
             self._heartbeat.stop()
         self._subscriber.close()
         self._threads = []
+        self._stopping.clear()
         return not running
 
     def __enter__(self) -> Worker[M]:
