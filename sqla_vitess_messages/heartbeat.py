@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic
 
+from .base_subscriber import M
 from .errors import LeaseLost
-from .subscriber import M, Subscriber
+from .subscriber import Subscriber
 
-__all__ = ["Heartbeat"]
+__all__ = ["Heartbeat", "Watchlist"]
 
 log = logging.getLogger(__name__)
 
@@ -19,32 +20,15 @@ STOP_WITHIN = 1.0
 """Seconds that :meth:`Heartbeat.stop` waits for a server that doesn't answer."""
 
 
-class Heartbeat(Generic[M]):
-    """Extends the leases of watched messages by ``ack_wait``, three times in that time.
+class Watchlist(Generic[M]):
+    """Knows which messages are worked on, and which of them lost their lease."""
 
-    :param subscriber: whose messages.
-    :param ack_wait: seconds.
-    """
-
-    def __init__(self, subscriber: Subscriber[M], ack_wait: float) -> None:
-        self._subscriber = subscriber
-        self._ack_wait = ack_wait
+    def __init__(self) -> None:
         # By id(message): a message that comes back may be here twice.
         self._watched: dict[int, M] = {}
         self._paused: set[int] = set()
         self._lost: set[int] = set()
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="Heartbeat", daemon=True)
-
-    def start(self) -> None:
-        """Begin to beat."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the leases run out."""
-        self._stopped.set()
-        self._thread.join(STOP_WITHIN)
 
     @contextmanager
     def watch(self, messages: Sequence[M]) -> Iterator[None]:
@@ -76,19 +60,45 @@ class Heartbeat(Generic[M]):
         with self._lock:
             self._paused.difference_update(map(id, messages))
 
+    def to_extend(self) -> list[M]:
+        """Return the messages whose leases are to be extended now."""
+        with self._lock:
+            left_alone = self._paused | self._lost
+            return [m for key, m in self._watched.items() if key not in left_alone]
+
+    def note_lost(self, messages: Sequence[M]) -> None:
+        """Note that others may have these messages."""
+        with self._lock:
+            self._lost |= set(map(id, messages)) & self._watched.keys()
+
+
+class Heartbeat(Watchlist[M]):
+    """Extends the leases of watched messages by ``ack_wait``, three times in that time.
+
+    :param subscriber: whose messages.
+    :param ack_wait: seconds.
+    """
+
+    def __init__(self, subscriber: Subscriber[M], ack_wait: float) -> None:
+        super().__init__()
+        self._subscriber = subscriber
+        self._ack_wait = ack_wait
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="Heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the leases run out."""
+        self._stopped.set()
+        self._thread.join(STOP_WITHIN)
+
     def _run(self) -> None:
         while not self._stopped.wait(self._ack_wait / 3):
-            with self._lock:
-                left_alone = self._paused | self._lost
-                watched = [m for key, m in self._watched.items() if key not in left_alone]
-            if watched:
-                self._beat(watched)
-
-    def _beat(self, watched: list[M]) -> None:
-        try:
-            lost = self._subscriber.extend(watched, self._ack_wait)
-        except Exception as error:  # noqa: BLE001  # The next beat may succeed.
-            log.warning("leases could not be extended: %s", error)
-            return
-        with self._lock:
-            self._lost |= set(map(id, lost)) & self._watched.keys()
+            if watched := self.to_extend():
+                try:
+                    self.note_lost(self._subscriber.extend(watched, self._ack_wait))
+                except Exception as error:  # noqa: BLE001  # The next beat may succeed.
+                    log.warning("leases could not be extended: %s", error)

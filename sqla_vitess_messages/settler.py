@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from datetime import timedelta
 from queue import Empty, SimpleQueue
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -20,7 +20,7 @@ from . import leases
 from .errors import MessageQueueError, SubscriberClosed
 from .mixin import MessageQueueMixin
 
-__all__ = ["Settler"]
+__all__ = ["LARGEST_GROUP", "LINGER", "How", "Settlement", "Settler", "settle_together"]
 
 M = TypeVar("M", bound=MessageQueueMixin)
 
@@ -31,7 +31,7 @@ LARGEST_GROUP = 500
 """Settlements to a commit: one statement's worth."""
 
 
-class _How(NamedTuple):
+class How(NamedTuple):
     """What can be settled by one statement."""
 
     kind: Literal["ack", "fail", "retry"]
@@ -39,12 +39,22 @@ class _How(NamedTuple):
     delay: float | timedelta | None = None
 
 
-class _Settlement(NamedTuple):
+class Settlement(NamedTuple):
     """One message to settle; None for a mark in the queue, resolved when it is reached."""
 
     message: MessageQueueMixin | None
-    how: _How
-    done: Future[None]
+    how: How
+    done: Any  # A Future[None], of concurrent.futures or of asyncio.
+
+    def succeed(self) -> None:
+        """Say that it is committed, to whoever still waits."""
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """Say why it isn't."""
+        if not self.done.done():
+            self.done.set_exception(error)
 
 
 class Settler(Generic[M]):
@@ -56,7 +66,7 @@ class Settler(Generic[M]):
     def __init__(self, model: type[M], engine: Engine) -> None:
         self._model = model
         self._engine = engine
-        self._waiting: SimpleQueue[_Settlement | None] = SimpleQueue()
+        self._waiting: SimpleQueue[Settlement | None] = SimpleQueue()
         self._closed = False
         self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="Settler", daemon=True)
@@ -64,22 +74,22 @@ class Settler(Generic[M]):
 
     def ack(self, message: M) -> Future[None]:
         """Ack with the next group."""
-        return self._add(message, _How("ack"))
+        return self._add(message, How("ack"))
 
     def fail(self, message: M, reason: str | None) -> Future[None]:
         """Fail with the next group."""
-        return self._add(message, _How("fail", reason=reason))
+        return self._add(message, How("fail", reason=reason))
 
     def retry(self, message: M, delay: float | timedelta | None) -> Future[None]:
         """Retry with the next group."""
-        return self._add(message, _How("retry", delay=delay))
+        return self._add(message, How("retry", delay=delay))
 
     def flush(self, timeout: float | None) -> bool:
         """Wait until all settlements so far are committed or have failed.
 
         :return: False when the time was over first.
         """
-        return not wait([self._add(None, _How("ack"))], timeout).not_done
+        return not wait([self._add(None, How("ack"))], timeout).not_done
 
     def close(self) -> None:
         """Settle what waits, and end the thread."""
@@ -88,27 +98,27 @@ class Settler(Generic[M]):
             self._waiting.put(None)
         self._thread.join()
 
-    def _add(self, message: M | None, how: _How) -> Future[None]:
+    def _add(self, message: M | None, how: How) -> Future[None]:
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()  # It can't be taken back.
         with self._closing:
             if self._closed:
                 raise SubscriberClosed("the subscriber is closing")
-            self._waiting.put(_Settlement(message, how, done))
+            self._waiting.put(Settlement(message, how, done))
         return done
 
     def _run(self) -> None:
         more = True
         while more:
             group, more = self._next_group()
-            self._commit([item for item in group if item.message is not None])
+            settlements = [item for item in group if item.message is not None]
+            settle_together(self._model, self._engine, settlements)
             for item in group:
-                if item.message is None:
-                    item.done.set_result(None)
+                item.succeed()  # What is left are marks.
 
-    def _next_group(self) -> tuple[list[_Settlement], bool]:
+    def _next_group(self) -> tuple[list[Settlement], bool]:
         """Wait for a group; the flag says whether another may follow."""
-        group: list[_Settlement] = []
+        group: list[Settlement] = []
         end = float("inf")
         while len(group) < LARGEST_GROUP:
             try:
@@ -122,35 +132,41 @@ class Settler(Generic[M]):
             group.append(item)
         return group, True
 
-    def _commit(self, group: Sequence[_Settlement]) -> None:
-        """Commit a group; if one settlement can't be, find it by halves and commit the others."""
-        if not group:
-            return
-        try:
-            with self._engine.begin() as connection:
-                self._settle(connection, group)
-        except MessageQueueError as error:
-            if len(group) == 1:
-                group[0].done.set_exception(error)
-                return
-            self._commit(group[: len(group) // 2])
-            self._commit(group[len(group) // 2 :])
-        except Exception as error:  # noqa: BLE001  # Every future has to end.
-            for item in group:
-                item.done.set_exception(error)
-        else:
-            for item in group:
-                item.done.set_result(None)
 
-    def _settle(self, connection: Connection, group: Sequence[_Settlement]) -> None:
-        by_how: dict[_How, list[MessageQueueMixin]] = defaultdict(list)
+def settle_together(
+    model: type[MessageQueueMixin], engine: Engine, group: Sequence[Settlement]
+) -> None:
+    """Commit a group; if one settlement can't be, find it by halves and commit the others."""
+    if not group:
+        return
+    try:
+        with engine.begin() as connection:
+            _settle(model, connection, group)
+    except MessageQueueError as error:
+        if len(group) == 1:
+            group[0].fail(error)
+            return
+        settle_together(model, engine, group[: len(group) // 2])
+        settle_together(model, engine, group[len(group) // 2 :])
+    except Exception as error:  # noqa: BLE001  # Every future has to end.
         for item in group:
-            if item.message is not None:
-                by_how[item.how].append(item.message)
-        for how, messages in by_how.items():
-            if how.kind == "ack":
-                leases.ack(self._model, connection, messages)
-            elif how.kind == "fail":
-                leases.fail(self._model, connection, messages, how.reason)
-            else:
-                leases.retry(self._model, connection, messages, how.delay)
+            item.fail(error)
+    else:
+        for item in group:
+            item.succeed()
+
+
+def _settle(
+    model: type[MessageQueueMixin], connection: Connection, group: Sequence[Settlement]
+) -> None:
+    by_how: dict[How, list[MessageQueueMixin]] = defaultdict(list)
+    for item in group:
+        if item.message is not None:
+            by_how[item.how].append(item.message)
+    for how, messages in by_how.items():
+        if how.kind == "ack":
+            leases.ack(model, connection, messages)
+        elif how.kind == "fail":
+            leases.fail(model, connection, messages, how.reason)
+        else:
+            leases.retry(model, connection, messages, how.delay)

@@ -18,36 +18,27 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from types import TracebackType
-from typing import Generic, TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from . import clock, leases
-from .ddl import queue_table
-from .errors import InvalidArgument, InvalidArgumentType, LeaseLost, SubscriberClosed
-from .events import Dead, Event, Reconnected, Reconnecting
-from .holdings import Holdings
+from . import leases
+from .base_subscriber import LONGEST_BACKOFF, BaseSubscriber, M, check_n, lost_connection_errors
+from .errors import SubscriberClosed
+from .events import Event, Reconnected, Reconnecting
 from .leases import Lease, lease_of
-from .mixin import MessageQueueMixin
 from .settler import Settler
 from .transports import Transport, TransportName, make_transport
 from .transports.factory import Bind, check_transport_name, own_engine
 
 __all__ = ["Subscriber"]
 
-M = TypeVar("M", bound=MessageQueueMixin)
-
 log = logging.getLogger(__name__)
 
 CLOSE_WITHIN = 1.8
 """Seconds that :meth:`Subscriber.close` waits for the transport to end."""
 
-LONGEST_BACKOFF = 2.0
-"""Seconds between two attempts to reconnect, at most."""
 
-
-class Subscriber(Generic[M]):
+class Subscriber(BaseSubscriber[M]):
     """Receives the messages of one queue. Safe to share between threads.
 
     :param model: the queue's class.
@@ -78,36 +69,29 @@ class Subscriber(Generic[M]):
         max_attempts: int | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        if not (isinstance(model, type) and issubclass(model, MessageQueueMixin)):
-            raise InvalidArgumentType(f"model={model!r}: expected a class with MessageQueueMixin")
-        _check_count("max_concurrency", max_concurrency, 10_000)
-        if max_attempts is not None:
-            _check_count("max_attempts", max_attempts, 2**31 - 1)
-        if on_event is not None and not callable(on_event):
-            raise InvalidArgumentType(f"on_event={on_event!r}: expected a callable")
+        super().__init__(
+            model,
+            max_concurrency=max_concurrency,
+            poll_interval=poll_interval,
+            max_attempts=max_attempts,
+            on_event=on_event,
+        )
         check_transport_name(transport)
-        self.model = model
-        self._queue = queue_table(model).name
         self._bind = bind
         self._transport_name: TransportName = transport
-        self._poll_interval = clock.to_seconds(poll_interval, "poll_interval", minimum=0.001)
-        self._max_attempts = max_attempts
         self._transport: Transport[M] | None = None
         self._settler: Settler[M] | None = None
         self._engine: Engine | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        self._holdings: Holdings[M] = Holdings(self._queue, max_concurrency)
-        self._on_event = on_event
-        self._lost = False
         self._stopping = threading.Event()
         self._closing = threading.Event()
-        self._error: BaseException | None = None
         own_engine(bind).dispose()
 
-    def __repr__(self) -> str:
-        state = "open" if self._thread is not None else "closed"
-        return f"<Subscriber of {self._queue!r}, {state}>"
+    @property
+    def is_open(self) -> bool:  # type: ignore[override]
+        """Whether it was opened, and not closed since."""
+        return self._thread is not None
 
     def open(self) -> None:
         """Connect and begin to receive.
@@ -212,8 +196,7 @@ class Subscriber(Generic[M]):
         :return: an empty list when the time is over.
         :raises SubscriberClosed: when the subscriber isn't open.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InvalidArgument(f"n={n!r}: expected an int of at least 1")
+        check_n(n)
         end = None if timeout is None else time.monotonic() + timeout
         try:
             with self._changed:
@@ -221,7 +204,7 @@ class Subscriber(Generic[M]):
                     if self._error is not None:
                         raise self._error
                     if self._thread is None or self._stopping.is_set():
-                        raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
+                        raise self._closed()
                     if messages := self._take(n):
                         return messages
                     remaining = None if end is None else end - time.monotonic()
@@ -266,7 +249,7 @@ class Subscriber(Generic[M]):
         """
         engine = self._engine
         if engine is None:
-            raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
+            raise self._closed()
         return leases.extend_free(self.model, engine, messages, seconds)
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -280,7 +263,7 @@ class Subscriber(Generic[M]):
     def _open_settler(self) -> Settler[M]:
         settler = self._settler
         if settler is None or self._closing.is_set():
-            raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
+            raise self._closed()
         return settler
 
     def _take(self, n: int) -> list[M]:
@@ -302,13 +285,7 @@ class Subscriber(Generic[M]):
         """Tell what happened, without the lock."""
         with self._changed:
             events = [*self._holdings.drain_events(), *more]
-        if self._on_event is None:
-            return
-        try:
-            for happened in events:
-                self._on_event(happened)
-        except Exception:
-            log.exception("on_event failed", extra={"queue": self._queue})
+        self._tell(events)
 
     def _run(self, transport: Transport[M], settler: Settler[M], engine: Engine) -> None:
         """Receive until closed, reconnecting as often as it takes."""
@@ -320,10 +297,8 @@ class Subscriber(Generic[M]):
         )  # fmt: skip
         from tenacity.wait import wait_random_exponential
 
-        # SQLAlchemy passes on some of the driver's errors as they are: those of isolation levels.
-        lost = (DBAPIError, engine.dialect.loaded_dbapi.Error, OSError)
         retrying = Retrying(
-            retry=retry_if_exception_type(lost),
+            retry=retry_if_exception_type(lost_connection_errors(engine)),
             wait=wait_random_exponential(multiplier=0.1, max=LONGEST_BACKOFF),
             sleep=sleep_using_event(self._stopping),
             stop=stop_when_event_set(self._stopping),
@@ -356,32 +331,22 @@ class Subscriber(Generic[M]):
                 self._holdings.drop_stale(stale)
         worn: list[M] = []
         for message in transport.receive(room) if room else ():
-            if self._max_attempts is not None and message.epoch >= self._max_attempts:
+            if self._is_worn(message):
                 worn.append(message)
                 continue
             with self._changed:
                 self._holdings.receive(message)
                 self._changed.notify()
         if worn:
-            self._fail(worn, engine)
-        if self._lost:
-            self._lost = False
+            self._report(*self._let_die(worn, engine))
+        if self._disconnected:
+            self._disconnected = False
             self._report(Reconnected(self._queue))
         with self._changed:
             self._holdings.free_places()
             surplus = self._holdings.drop_surplus()
         if surplus:
             transport.give_back([*surplus, *transport.stop()])
-
-    def _fail(self, worn: list[M], engine: Engine) -> None:
-        """Let messages die that have run out of attempts."""
-        reason = f"handed out {self._max_attempts} times and never settled"
-        try:
-            with engine.begin() as connection:
-                self.model.fail_all(connection, worn, reason)
-            self._report(*(Dead(self._queue, message.id, message.epoch) for message in worn))
-        except LeaseLost:
-            log.info("messages were handed out again meanwhile", extra={"queue": self._queue})
 
     def _wait_for_work(self) -> tuple[int, list[M]]:
         """Wait until it pays to receive.
@@ -417,15 +382,5 @@ class Subscriber(Generic[M]):
 
     def _log_lost_connection(self, state: object) -> None:
         outcome = getattr(state, "outcome", None)
-        error = None if outcome is None else outcome.exception()
-        reason = getattr(error, "orig", error)
-        log.warning("connection lost, reconnecting: %s", reason, extra={"queue": self._queue})
-        self._lost = True
-        self._report(Reconnecting(self._queue, str(reason)))
-
-
-def _check_count(name: str, value: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgumentType(f"{name}={value!r}: expected an int")
-    if not 1 <= value <= most:
-        raise InvalidArgument(f"{name}={value}: expected from 1 to {most}")
+        reason = self._note_lost_connection(outcome.exception() if outcome else None)
+        self._report(Reconnecting(self._queue, reason))

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from typing import Protocol
 from weakref import WeakSet
 
 from sqlalchemy import FromClause
 
 from .transactions import Commit
 
-_listeners: dict[FromClause, WeakSet[threading.Event]] = defaultdict(WeakSet)
+
+class Wakeable(Protocol):
+    """Such as a ``threading.Event``."""
+
+    def set(self) -> None:
+        """Wake whoever waits, from any thread."""
+
+
+_listeners: dict[FromClause, WeakSet[Wakeable]] = defaultdict(WeakSet)
 _lock = threading.Lock()
 
 
-def listen(table: FromClause, wake: threading.Event) -> None:
+def listen(table: FromClause, wake: Wakeable) -> None:
     """Set ``wake`` whenever messages of ``table`` were committed, as long as it lives."""
     with _lock:
         _listeners[table].add(wake)

@@ -18,22 +18,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any, Generic
+from typing import Any
 
 from sqlalchemy.orm import Session
 
-from . import clock
-from .ddl import OPTIONS_KEY, queue_table
+from .base_subscriber import M
+from .base_worker import BaseWorker
 from .errors import (
     AlreadySettled,
-    InvalidArgument,
     InvalidArgumentType,
     LeaseLost,
     SubscriberClosed,
 )
 from .heartbeat import Heartbeat
 from .retries import RetryPolicy, Verdict
-from .subscriber import M, Subscriber
+from .subscriber import Subscriber
 
 __all__ = ["Worker"]
 
@@ -46,7 +45,7 @@ LOOK_FOR_STOP_EACH = 0.1
 """Seconds until :meth:`Worker.run` notices that it is to stop."""
 
 
-class Worker(Generic[M]):
+class Worker(BaseWorker[M]):
     """Receives messages, and runs a handler for each in a transaction that acks it.
 
     What the handler writes to its session commits together with the ack. If it raises, all of that
@@ -81,26 +80,20 @@ class Worker(Generic[M]):
     ) -> None:
         if not isinstance(subscriber, Subscriber):
             raise InvalidArgumentType(f"subscriber={subscriber!r}: expected a Subscriber")
-        check_worker_arguments(handler, session_factory, concurrency, retry, batch_size)
-        self.concurrency = concurrency
+        super().__init__(
+            subscriber,
+            handler,
+            session_factory,
+            concurrency=concurrency,
+            retry=retry,
+            batch_size=batch_size,
+            shutdown_timeout=shutdown_timeout,
+        )
         self._subscriber = subscriber
-        self._handler = handler
-        self._session_factory = session_factory
-        self._retry = retry or RetryPolicy()
-        self._batch_size = batch_size
-        self._patience = clock.to_seconds(shutdown_timeout, "shutdown_timeout")
-        self._model = subscriber.model
-        table = queue_table(self._model)
-        self._queue = table.name
-        self._ack_wait: float = table.info[OPTIONS_KEY].ack_wait
         self._heartbeat: Heartbeat[M] | None = None
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._error: BaseException | None = None
-        self._signals = 0
-
-    def __repr__(self) -> str:
-        return f"<Worker of {self._queue!r}, {len(self._threads)} threads>"
 
     def run(self) -> bool:
         """Work until SIGTERM, SIGINT or :meth:`request_stop`; then finish what runs.
@@ -164,10 +157,7 @@ class Worker(Generic[M]):
         while (running := self._running()) and time.monotonic() < deadline and self._signals < 2:
             time.sleep(0.02)
         if running:
-            log.warning(
-                "%d handlers did not finish; their messages come back", running,
-                extra={"queue": self._queue},
-            )  # fmt: skip
+            self._note_unfinished(running)
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self._subscriber.close()
@@ -219,17 +209,15 @@ class Worker(Generic[M]):
     def _process(self, messages: Sequence[M]) -> None:
         fresh: list[M] = []
         for message in messages:
-            if self._retry.is_used_up(message.epoch):
-                reason = f"handed out {message.epoch} times and never settled"
-                self._settle(message, Verdict(None, reason))
+            if verdict := self._judge_unhandled(message):
+                self._settle(message, verdict)
             else:
                 fresh.append(message)
         if len(fresh) > 1:
             try:
                 self._handle(fresh)
             except BaseException as error:  # noqa: BLE001  # Each alone will show which it was.
-                extra = {"queue": self._queue}
-                log.info("a batch failed, each follows alone: %s", error, extra=extra)
+                self._note_batch_error(error)
             else:
                 return
         for message in fresh:
@@ -239,18 +227,16 @@ class Worker(Generic[M]):
         try:
             self._handle([message])
         except (AlreadySettled, LeaseLost) as error:
-            log.warning("rolled back: %s", error, extra=self._extra(message))
-        except BaseException as error:  # A thread must survive its handlers.
-            verdict = self._retry.judge(error, message.epoch)
-            log.info("rolled back: %s", verdict.reason, extra=self._extra(message), exc_info=error)
-            self._settle(message, verdict)
+            self._note_lost(message, error)
+        except BaseException as error:  # noqa: BLE001  # A thread must survive its handlers.
+            self._settle(message, self._judge(message, error))
 
     def _handle(self, messages: Sequence[M]) -> None:
         """Run the handler and ack, in one transaction."""
         assert self._heartbeat is not None
         try:
             with self._session_factory() as session, session.begin():
-                self._handler(messages[0] if self._batch_size is None else list(messages), session)
+                self._handler(self._argument(messages), session)
                 self._heartbeat.pause(messages)
                 self._model.ack_all(session, messages)
         except BaseException:
@@ -267,31 +253,6 @@ class Worker(Generic[M]):
                 else:
                     message.retry(session, verdict.delay)
         except LeaseLost as error:
-            log.info("others have the message: %s", error, extra=self._extra(message))
-        except Exception:
-            log.exception("not settled; it comes back later", extra=self._extra(message))
-
-    def _extra(self, message: M) -> dict[str, object]:
-        return {"queue": self._queue, "message_id": message.id, "epoch": message.epoch}
-
-
-def check_worker_arguments(
-    handler: object,
-    session_factory: object,
-    concurrency: int,
-    retry: object,
-    batch_size: int | None,
-) -> None:
-    """Refuse what no worker can run with."""
-    for name, value in (("handler", handler), ("session_factory", session_factory)):
-        if not callable(value):
-            raise InvalidArgumentType(f"{name}={value!r}: expected a callable")
-    if not (retry is None or isinstance(retry, RetryPolicy)):
-        raise InvalidArgumentType(f"retry={retry!r}: expected a RetryPolicy")
-    for name, number, most in (("concurrency", concurrency, 1000), ("batch_size", batch_size, 500)):
-        if number is None:
-            continue
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise InvalidArgumentType(f"{name}={number!r}: expected an int")
-        if not 1 <= number <= most:
-            raise InvalidArgument(f"{name}={number}: expected from 1 to {most}")
+            self._note_lost(message, error)
+        except Exception as error:  # noqa: BLE001  # Its lease will end.
+            self._note_unsettled(message, error)

@@ -9,21 +9,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, String, select, update
+from sqlalchemy import URL, Engine, String, make_url, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqla_vitess_messages import MessageQueueMixin, QueueOptions
+from sqla_vitess_messages import MessageQueueMixin, QueueOptions, Subscriber
 from sqla_vitess_messages.transports import TransportName
+from tests.in_thread import AsyncSubscriberInThread
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A database server (None: SQLite) and the transport to receive by."""
+    """A database server (None: SQLite), and how to receive from it.
+
+    :param driver: an asyncio driver, which stands for an AsyncSubscriber.
+    """
 
     name: str
     server: str | None
     transport: TransportName
+    driver: str | None = None
 
 
 BACKENDS = [
@@ -34,6 +39,9 @@ BACKENDS = [
     Backend("vitess-sharded", "sharded", "auto"),
     Backend("vitess-stream", "vtgate-fast", "stream"),
     Backend("dev-stream", "dev", "stream"),
+    Backend("sqlite-asyncio", None, "auto", "aiosqlite"),
+    Backend("vitess-asyncio", "vtgate", "auto", "asyncmy"),
+    Backend("vitess-sharded-asyncio", "sharded", "auto", "asyncmy"),
 ]
 
 PULLING = [backend for backend in BACKENDS if backend.transport == "auto"]
@@ -58,6 +66,19 @@ def make_queue_class(
         **(attributes or {}),
     }
     return type("Message", (MessageQueueMixin, base), body)
+
+
+def async_url(url: str | URL, driver: str) -> URL:
+    """Return the URL with an asyncio driver."""
+    return make_url(url).set(drivername=f"{make_url(url).get_backend_name()}+{driver}")
+
+
+def make_subscriber(backend: Backend, model: type[Any], bind: Any, **options: Any) -> Any:
+    """Return a Subscriber, or what looks like one."""
+    if backend.driver is None:
+        return Subscriber(model, bind, transport=backend.transport, **options)
+    url = bind.url if isinstance(bind, Engine) else bind
+    return AsyncSubscriberInThread(model, async_url(url, backend.driver), **options)
 
 
 def enqueue(engine: Engine, *messages: Any) -> None:

@@ -30,9 +30,7 @@ def own_engine(bind: Bind) -> Engine:
     :raises InvalidArgumentType: for anything but a URL or an Engine.
     """
     if isinstance(bind, Engine):
-        engine = Engine(
-            bind.pool.recreate(), bind.dialect, bind.url, hide_parameters=bind.hide_parameters
-        )
+        engine = copy_engine(bind)
     elif isinstance(bind, (str, URL)):
         try:
             url = make_url(bind)
@@ -44,6 +42,27 @@ def own_engine(bind: Bind) -> Engine:
             ) from error
     else:
         raise InvalidArgumentType(f"bind={bind!r}: expected a URL or an Engine")
+    if engine.dialect.is_async:
+        raise InvalidArgument(
+            f"bind: {engine.dialect.driver} is a driver for asyncio; use AsyncSubscriber, or a URL "
+            "such as sqlite:///app.db or mysql+pymysql://user@host:3306/keyspace"
+        )
+    prepare(engine)
+    return engine
+
+
+def copy_engine(engine: Engine) -> Engine:
+    """Return an engine with the same settings, and no connection yet."""
+    return Engine(
+        engine.pool.recreate(), engine.dialect, engine.url, hide_parameters=engine.hide_parameters
+    )
+
+
+def prepare(engine: Engine) -> None:
+    """Set a subscriber's engine up for leasing.
+
+    :raises InvalidArgument: for a SQLite database in memory, and for other databases.
+    """
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
     elif engine.dialect.name in MYSQL:
@@ -52,7 +71,6 @@ def own_engine(bind: Bind) -> Engine:
         raise InvalidArgument(
             f"bind: a {engine.dialect.name} database; supported are SQLite, MySQL, MariaDB, Vitess"
         )
-    return engine
 
 
 def make_transport(

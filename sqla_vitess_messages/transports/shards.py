@@ -31,9 +31,12 @@ def shard_engine(engine: Engine, target: str) -> Engine:
     copied = Engine(
         engine.pool.recreate(), engine.dialect, engine.url, hide_parameters=engine.hide_parameters
     )
+    use = f"USE {engine.dialect.identifier_preparer.quote_identifier(target)}"
 
     def use_shard(dbapi_connection: Any, _record: object) -> None:
-        dbapi_connection.select_db(target)
+        cursor = dbapi_connection.cursor()
+        cursor.execute(use)
+        cursor.close()
 
     event.listen(copied, "connect", use_shard)
     return copied

@@ -1,0 +1,402 @@
+"""Receive messages in coroutines.
+
+.. code-block:: python
+
+    async with AsyncSubscriber(Mail, "sqlite+aiosqlite:///app.db") as subscriber:
+        async for message in subscriber:
+            async with AsyncSession(engine) as session, session.begin():
+                ...                                   # the effect
+                await session.run_sync(message.ack)   # commits with it, or not at all
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+
+from sqlalchemy import Engine, FromClause
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from .. import leases, wakeups
+from ..base_subscriber import (
+    LONGEST_BACKOFF,
+    BaseSubscriber,
+    M,
+    check_n,
+    lost_connection_errors,
+)
+from ..ddl import check_database, is_vitess, queue_table
+from ..events import Event, Reconnected, Reconnecting
+from ..leases import Lease, lease_of
+from ..transports.pull import Pull
+from .changes import Changes
+from .engine import AsyncBind, call, own_async_engine
+from .settler import AsyncSettler
+
+__all__ = ["AsyncSubscriber"]
+
+log = logging.getLogger(__name__)
+
+CLOSE_WITHIN = 1.8
+"""Seconds that :meth:`AsyncSubscriber.close` waits for the server."""
+
+
+class AsyncSubscriber(BaseSubscriber[M]):
+    """Receives the messages of one queue, in the event loop that opens it.
+
+    It pulls on every database, as :class:`.Subscriber` does by default.
+
+    :param model: the queue's class.
+    :param bind: a database URL with an asyncio driver, or an AsyncEngine whose settings to copy.
+        Either way the subscriber has connections of its own, and none before :meth:`open`.
+    :param max_concurrency: how many received messages may be unsettled at a time, those waiting
+        in the subscriber included.
+    :param poll_interval: seconds, or a timedelta, between two looks at an idle queue, at most.
+    :param max_attempts: how often a message may have been handed out; one that comes once more is
+        dead. Default: no limit.
+    :param on_event: called with each :class:`.events.Event`, and soon done.
+    :raises InvalidArgument: when an argument has a value that can't work.
+    :raises InvalidArgumentType: when an argument has a type that can't work.
+    """
+
+    def __init__(
+        self,
+        model: type[M],
+        bind: AsyncBind,
+        *,
+        max_concurrency: int = 100,
+        poll_interval: float | timedelta = 0.1,
+        max_attempts: int | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            max_concurrency=max_concurrency,
+            poll_interval=poll_interval,
+            max_attempts=max_attempts,
+            on_event=on_event,
+        )
+        own_async_engine(bind)
+        self._bind = bind
+        self._changes = Changes()
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._engine: AsyncEngine | None = None
+        self._settler: AsyncSettler[M] | None = None
+        self._pull: Pull[M] | None = None
+        self._wake: _Wake | None = None
+
+    @property
+    def is_open(self) -> bool:  # type: ignore[override]
+        """Whether it was opened, and not closed since."""
+        return self._task is not None
+
+    async def open(self) -> None:
+        """Connect and begin to receive.
+
+        :raises QueueNotFound: when the table is missing, or is not the model's queue.
+        :raises sqlalchemy.exc.OperationalError: when the database can't be reached.
+        """
+        if self._task is not None:
+            return
+        engine = own_async_engine(self._bind)
+        try:
+            self._pull = await call(self._connect, engine.sync_engine)
+        except BaseException:
+            await engine.dispose()
+            raise
+        self._engine = engine
+        self._stopping = asyncio.Event()
+        self._error = None
+        self._changes = Changes()
+        self._settler = AsyncSettler(self.model, engine.sync_engine)
+        self._wake = _Wake(queue_table(self.model))
+        self._task = asyncio.create_task(
+            self._run(self._pull, engine), name=f"AsyncSubscriber({self._queue})"
+        )
+
+    def _connect(self, engine: Engine) -> Pull[M]:
+        with engine.connect() as connection:
+            check_database(connection, queue_table(self.model))
+            vitess = is_vitess(connection)
+        return Pull(self.model, engine, vitess=vitess, poll_interval=self._poll_interval)
+
+    def stop_receiving(self) -> None:
+        """Give back what nobody has got, and receive nothing more; messages already got may be
+        settled as before. :meth:`close` follows.
+        """
+        self._stopping.set()
+        if self._pull is not None and self._wake is not None:
+            self._pull.interrupted = True
+            self._wake.set()
+        self._changes.tell()
+
+    async def close(self) -> None:
+        """Stop receiving, commit grouped settlements, give back what nobody has got, disconnect.
+
+        Messages already got stay leased and may still be settled in a transaction of the caller's.
+        """
+        task, settler, engine = self._task, self._settler, self._engine
+        if task is None or settler is None or engine is None or self._pull is None:
+            return
+        self._task = self._settler = self._engine = None
+        self.stop_receiving()
+        # Nothing of this may be left out when the caller is cancelled.
+        await asyncio.shield(self._close(task, settler, self._pull, engine))
+
+    async def _close(
+        self,
+        task: asyncio.Task[None],
+        settler: AsyncSettler[M],
+        pull: Pull[M],
+        engine: AsyncEngine,
+    ) -> None:
+        _done, pending = await asyncio.wait(
+            [task, asyncio.ensure_future(settler.close())], timeout=CLOSE_WITHIN
+        )
+        for late in pending:
+            late.cancel()
+        if pending:
+            log.warning(
+                "the server doesn't answer; messages of this subscriber come back after ack_wait",
+                extra={"queue": self._queue},
+            )
+            await asyncio.wait(pending, timeout=0.1)
+        await call(pull.close)
+        await engine.dispose()
+        self._holdings.free_places()
+        self._report()
+
+    async def __aenter__(self) -> AsyncSubscriber[M]:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
+    async def __aiter__(self) -> AsyncIterator[M]:
+        """Yield messages until the subscriber is closed."""
+        while self._task is not None and not self._stopping.is_set():
+            for message in await self._get_many(1, None):
+                yield message
+
+    async def get(self, timeout: float | None = None) -> M | None:
+        """Return the next message, now leased to the caller.
+
+        :param timeout: seconds to wait; None waits until one comes or the subscriber closes.
+        :return: None when the time is over.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        messages = await self.get_many(1, timeout)
+        return messages[0] if messages else None
+
+    async def get_many(self, n: int, timeout: float | None = None) -> list[M]:
+        """Return up to ``n`` messages: those that are there, as soon as there is one.
+
+        :param n: how many at most.
+        :param timeout: seconds to wait for the first; None waits until one comes or the
+            subscriber closes.
+        :return: an empty list when the time is over.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        check_n(n)
+        messages = await self._get_many(n, timeout)
+        if not messages and (self._task is None or self._stopping.is_set()):
+            raise self._closed()
+        return messages
+
+    async def _get_many(self, n: int, timeout: float | None) -> list[M]:
+        end = None if timeout is None else time.monotonic() + timeout
+        while self._task is not None and not self._stopping.is_set():
+            if self._error is not None:
+                raise self._error
+            taken = self._holdings.take(n)
+            for message in taken:
+                lease = lease_of(message)
+                assert lease is not None
+                lease.on_settling(self._on_settling)
+            self._report()
+            if taken:
+                self._changes.tell()
+                return taken
+            remaining = None if end is None else end - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                return []
+            await self._changes.wait(self._holdings.until_change(remaining))
+        return []
+
+    def ack(self, message: M) -> asyncio.Future[None]:
+        """Ack soon, in a commit shared with others, for work that has no transaction.
+
+        :return: resolved when the commit is done. Its exception is :class:`.AlreadySettled`, or
+            the database's error: then the message may come back.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        return self._open_settler().ack(message)
+
+    def fail(self, message: M, reason: str | None = None) -> asyncio.Future[None]:
+        """Fail soon, in a commit shared with others; see :meth:`ack`.
+
+        :return: its exception may be :class:`.LeaseLost`.
+        """
+        return self._open_settler().fail(message, reason)
+
+    def retry(self, message: M, delay: float | timedelta | None = None) -> asyncio.Future[None]:
+        """Retry soon, in a commit shared with others; see :meth:`ack`.
+
+        :return: its exception may be :class:`.LeaseLost`.
+        """
+        return self._open_settler().retry(message, delay)
+
+    async def extend(self, messages: Sequence[M], seconds: float | timedelta) -> list[M]:
+        """Let the leases of messages end this long from now, in a transaction of its own.
+
+        :param messages: received by this subscriber.
+        :param seconds: more than 0 seconds, or a timedelta.
+        :return: those whose lease is over, and which others may have.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        if self._engine is None:
+            raise self._closed()
+        engine = self._engine.sync_engine
+        return await call(leases.extend_free, self.model, engine, messages, seconds)
+
+    async def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all settlements handed to this subscriber are committed or have failed.
+
+        :param timeout: seconds to wait at most.
+        :return: False when the time was over first.
+        """
+        return await self._open_settler().flush(timeout)
+
+    def _open_settler(self) -> AsyncSettler[M]:
+        if self._settler is None:
+            raise self._closed()
+        return self._settler
+
+    def _on_settling(self, leases: Sequence[Lease]) -> None:
+        if self._task is not None:
+            # The commit may be one of another thread's.
+            self._task.get_loop().call_soon_threadsafe(self._note_settling, leases)
+
+    def _note_settling(self, leases: Sequence[Lease]) -> None:
+        self._holdings.note_settling(leases)
+        self._changes.tell()
+
+    def _report(self, *more: Event) -> None:
+        self._tell([*self._holdings.drain_events(), *more])
+
+    async def _run(self, pull: Pull[M], engine: AsyncEngine) -> None:
+        """Receive until closed, reconnecting as often as it takes."""
+        from tenacity import AsyncRetrying, retry_if_exception_type
+        from tenacity.wait import wait_random_exponential
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(lost_connection_errors(engine.sync_engine)),
+            wait=wait_random_exponential(multiplier=0.1, max=LONGEST_BACKOFF),
+            sleep=self._sleep,
+            stop=lambda _state: self._stopping.is_set(),
+            before_sleep=self._log_lost_connection,
+            reraise=True,
+        )
+        try:
+            while not self._stopping.is_set():
+                await retrying(self._receive, pull, engine.sync_engine)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if not self._stopping.is_set():
+                log.exception("the subscriber has stopped", extra={"queue": self._queue})
+                self._error = error
+        finally:
+            await self._give_back_all(pull)
+            self._changes.tell()
+            self._report()
+
+    async def _sleep(self, seconds: float) -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _receive(self, pull: Pull[M], engine: Engine) -> None:
+        room, stale = await self._wait_for_work()
+        if stale:
+            await call(pull.give_back, stale)
+            self._holdings.drop_stale(stale)
+        if not room:
+            return
+        assert self._wake is not None
+        if await self._wake.wait(pull.pause):
+            pull.pause = 0.0
+        worn: list[M] = []
+        await call(self._look, pull, room, worn)
+        if worn:
+            self._report(*await call(self._let_die, worn, engine))
+        if self._disconnected:
+            self._disconnected = False
+            self._report(Reconnected(self._queue))
+
+    def _look(self, pull: Pull[M], room: int, worn: list[M]) -> None:
+        for message in pull.look(room):
+            if self._is_worn(message):
+                worn.append(message)
+            else:
+                self._holdings.receive(message)
+                self._changes.tell()
+
+    async def _wait_for_work(self) -> tuple[int, list[M]]:
+        """Wait until it pays to receive, and return the room there is and what to give back."""
+        while not self._stopping.is_set():
+            self._holdings.free_places()
+            self._report()
+            stale = self._holdings.stale
+            if stale or self._holdings.wants_more:
+                return (0 if stale else self._holdings.room), stale
+            await self._changes.wait(self._holdings.until_change(1))
+        return 0, []
+
+    async def _give_back_all(self, pull: Pull[M]) -> None:
+        unseen = self._holdings.drop_unseen()
+        if not unseen:
+            return
+        try:
+            await call(pull.give_back, unseen)
+        except Exception as error:  # noqa: BLE001  # Closing must go on.
+            log.warning(
+                "%d messages could not be given back and come back after ack_wait: %s",
+                len(unseen), type(error).__name__,
+                extra={"queue": self._queue},
+            )  # fmt: skip
+
+    def _log_lost_connection(self, state: object) -> None:
+        outcome = getattr(state, "outcome", None)
+        reason = self._note_lost_connection(outcome.exception() if outcome else None)
+        self._report(Reconnecting(self._queue, reason))
+
+
+class _Wake:
+    """Ends a pause when a commit in this process has enqueued something, in whatever thread."""
+
+    def __init__(self, table: FromClause) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+        wakeups.listen(table, self)
+
+    def set(self) -> None:
+        """Wake, from any thread."""
+        with suppress(RuntimeError):  # The loop is closed.
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, seconds: float) -> bool:
+        """Pause, unless there was a commit since the last pause.
+
+        :return: whether there was one.
+        """
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._event.wait(), seconds)
+        committed = self._event.is_set()
+        self._event.clear()
+        return committed
