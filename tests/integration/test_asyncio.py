@@ -1,0 +1,444 @@
+"""What is particular to asyncio: cancellation, wake-ups, workers, hooks of an AsyncSession.
+
+The rest is in the suite that runs over every backend, the ``…-asyncio`` ones included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, BigInteger, Engine, String, select
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sqla_vitess_messages import (
+    Discard,
+    InvalidArgument,
+    InvalidArgumentType,
+    Retry,
+    RetryPolicy,
+    Subscriber,
+    SubscriberClosed,
+    emits,
+    hooks,
+    on_commit,
+    without_emits,
+)
+from sqla_vitess_messages.aio import AsyncSubscriber, AsyncWorker
+from sqla_vitess_messages.enqueue import random_id
+from tests.backends import Backend, async_url, enqueue, eventually
+
+pytestmark = pytest.mark.parametrize(
+    ("backend", "driver"),
+    [
+        (Backend("sqlite", None, "auto"), "aiosqlite"),
+        (Backend("mysql", "mysql", "auto"), "asyncmy"),
+        (Backend("vitess", "vtgate", "auto"), "asyncmy"),
+        (Backend("vitess", "vtgate", "auto"), "aiomysql"),
+    ],
+    indirect=["backend"],
+    ids=["sqlite-aiosqlite", "mysql-asyncmy", "vitess-asyncmy", "vitess-aiomysql"],
+)
+QUICK = RetryPolicy(max_attempts=3, first_delay=0.01, longest_delay=0.02)
+
+
+class Bench:
+    """A queue, a table of effects, and engines for both worlds."""
+
+    def __init__(self, engine: Engine, url: URL, make_queue: Callable[..., type[Any]]) -> None:
+        class Base(DeclarativeBase):
+            pass
+
+        self.queue = make_queue(Base, {"fail_reason": mapped_column(String(60))}, ack_wait=2)
+
+        class Effect(Base):
+            __tablename__ = f"effect_of_{self.queue.__tablename__}"
+            id: Mapped[int] = mapped_column(BigInteger, primary_key=True, default=random_id)
+            body: Mapped[str] = mapped_column(String(100))
+
+        self.Effect = Effect
+        Base.metadata.create_all(engine)
+        self.engine, self.url = engine, url
+        self.async_engine: AsyncEngine = create_async_engine(url)
+        self.sessions = async_sessionmaker(self.async_engine)
+
+    def run(self, main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Run a test's coroutine, and see that it leaves nothing behind."""
+
+        async def whole() -> Any:
+            before = asyncio.all_tasks()
+            try:
+                return await main()
+            finally:
+                await self.async_engine.dispose()
+                assert not asyncio.all_tasks() - before
+
+        threads = threading.active_count()
+        try:
+            return asyncio.run(asyncio.wait_for(whole(), 60))
+        finally:
+            eventually(lambda: threading.active_count() <= threads)
+
+    def subscriber(self, **options: Any) -> AsyncSubscriber[Any]:
+        return AsyncSubscriber(self.queue, self.url, **options)
+
+    async def apply(self, message: Any, session: AsyncSession) -> None:
+        session.add(self.Effect(body=message.body))
+
+    @asynccontextmanager
+    async def working(self, handler: Any, **options: Any) -> AsyncIterator[AsyncWorker[Any]]:
+        options = {"retry": QUICK} | options
+        worker = AsyncWorker(self.subscriber(), handler, self.sessions, **options)
+        running = asyncio.create_task(worker.run())
+        try:
+            yield worker
+        finally:
+            worker.request_stop()
+            await running
+
+    async def settled(self, acked: int, dead: int = 0) -> None:
+        for _ in range(1500):
+            stats = await asyncio.to_thread(self.stats)
+            if (stats.acked, stats.dead) == (acked, dead):
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(stats)
+
+    def enqueue(self, *bodies: str) -> None:
+        enqueue(self.engine, *(self.queue(body=body) for body in bodies))
+
+    def stats(self) -> Any:
+        with Session(self.engine) as session:
+            return self.queue.stats(session)
+
+    def effects(self) -> Counter[str]:
+        with Session(self.engine) as session:
+            return Counter(session.scalars(select(self.Effect.body)))
+
+    def reasons(self) -> list[str]:
+        with Session(self.engine) as session:
+            return sorted(message.fail_reason for message in self.queue.dead(session))
+
+
+@pytest.fixture
+def bench(
+    engine: Engine, url: str, driver: str, make_queue: Callable[..., type[Any]]
+) -> Iterator[Bench]:
+    yield Bench(engine, async_url(url, driver), make_queue)
+    hooks._listened.clear()
+
+
+def test_a_rollback_undoes_an_enqueue(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.sessions() as session:
+            session.add(bench.queue(body="never"))
+            await session.flush()
+            await session.rollback()
+            session.add(bench.queue(body="kept"))
+            await session.commit()
+        async with bench.subscriber() as subscriber:
+            message = await subscriber.get(20)
+            assert message.body == "kept"
+            assert await subscriber.get(0.2) is None
+
+    bench.run(main)
+
+
+def test_iteration_ends_when_the_subscriber_closes(bench: Bench) -> None:
+    async def main() -> list[str]:
+        bench.enqueue("a", "b", "c")
+        seen: list[str] = []
+        async with bench.subscriber() as subscriber:
+            async for message in subscriber:
+                async with bench.sessions() as session, session.begin():
+                    await session.run_sync(message.ack)
+                seen.append(message.body)
+                if len(seen) == 3:
+                    asyncio.get_running_loop().call_later(0.1, subscriber.stop_receiving)
+        with pytest.raises(SubscriberClosed):
+            await subscriber.get()
+        with pytest.raises(SubscriberClosed):
+            subscriber.ack(message)
+        return sorted(seen)
+
+    assert bench.run(main) == ["a", "b", "c"]
+    assert bench.stats().acked == 3
+
+
+def test_cancelling_gives_leases_back(bench: Bench) -> None:
+    bench.enqueue(*(str(number) for number in range(20)))
+
+    async def main() -> None:
+        waiting = asyncio.Event()
+
+        async def consume() -> None:
+            async with bench.subscriber() as subscriber:
+                await subscriber.get(20)
+                waiting.set()
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(consume())
+        await waiting.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    bench.run(main)
+    stats = bench.stats()
+    assert (stats.ready, stats.leased) == (19, 1)  # One was handed out.
+
+
+def test_a_commit_in_the_same_process_wakes_a_pull(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.subscriber() as subscriber:
+            await subscriber.get(0.5)
+            subscriber._pull.pause = 600  # It would look again in ten minutes.
+            await asyncio.sleep(0.5)
+            async with bench.sessions() as session, session.begin():
+                session.add(bench.queue(body="woke it"))
+            assert await subscriber.get(20) is not None
+
+    bench.run(main)
+
+
+def test_grouped_settlements_reach_their_futures(bench: Bench) -> None:
+    async def main() -> None:
+        bench.enqueue(*(str(number) for number in range(30)))
+        async with bench.subscriber() as subscriber:
+            messages = [await subscriber.get(20) for _ in range(30)]
+            await asyncio.gather(*(subscriber.ack(message) for message in messages[:28]))
+            subscriber.fail(messages[28], "no")
+            subscriber.retry(messages[29], 60)
+            assert await subscriber.flush(20)
+
+    bench.run(main)
+    stats = bench.stats()
+    assert (stats.acked, stats.dead, stats.leased + stats.scheduled) == (28, 1, 1)
+
+
+def test_an_async_session_runs_hooks(bench: Bench) -> None:
+    @emits(bench.Effect, "insert")
+    def tell(effect: Any) -> Any:
+        return bench.queue(body=f"{effect.body} {effect.id is not None}")
+
+    async def main() -> None:
+        async with bench.sessions() as session:
+            session.add(bench.Effect(body="emitted"))
+            on_commit(session, lambda: bench.queue(body="on commit"))
+            await session.commit()
+            on_commit(session, lambda: bench.queue(body="rolled back"))
+            session.add(bench.Effect(body="rolled back"))
+            await session.flush()
+            await session.rollback()
+
+            def migrate(sync: Session) -> None:
+                with without_emits(sync):
+                    sync.add(bench.Effect(body="migrated"))
+
+            await session.run_sync(migrate)
+            await session.commit()
+        scoped = async_scoped_session(bench.sessions, asyncio.current_task)
+        on_commit(scoped, lambda: bench.queue(body="scoped"))
+        await scoped.commit()
+        await scoped.remove()
+
+    bench.run(main)
+    with Session(bench.engine) as session:
+        bodies = sorted(session.scalars(select(bench.queue.body)))
+    assert bodies == ["emitted True", "on commit", "scoped"]
+
+
+def test_the_effect_and_the_ack_commit_together(bench: Bench) -> None:
+    bodies = [str(number) for number in range(50)]
+    bench.enqueue(*bodies)
+
+    async def main() -> None:
+        async with bench.working(bench.apply):
+            await bench.settled(50)
+
+    bench.run(main)
+    assert bench.effects() == Counter(bodies)
+
+
+def test_failing_handlers_are_rolled_back_and_judged(bench: Bench) -> None:
+    async def handle(message: Any, session: AsyncSession) -> None:
+        await bench.apply(message, session)
+        await session.flush()
+        if message.body == "discard":
+            raise Discard("no such user")
+        if message.body == "always":
+            raise ConnectionError("down")
+        if message.epoch == 0 and message.body == "retry":
+            raise Retry(0.1)
+        if message.epoch < 2 and message.body == "twice":
+            raise ConnectionError("not yet")
+
+    bench.enqueue("discard", "always", "retry", "twice", "fine")
+
+    async def main() -> None:
+        async with bench.working(handle):
+            await bench.settled(3, dead=2)
+
+    bench.run(main)
+    assert bench.effects() == Counter(["retry", "twice", "fine"])
+    assert bench.reasons() == ["ConnectionError: down (attempt 3 of 3)", "no such user"]
+
+
+def test_a_long_handler_keeps_its_lease(bench: Bench) -> None:
+    epochs: list[int] = []
+
+    async def work_long(message: Any, session: AsyncSession) -> None:
+        epochs.append(message.epoch)
+        await asyncio.sleep(5)  # A lease lasts 2 s, and its backoff adds 0.3 at most.
+        await bench.apply(message, session)
+
+    bench.enqueue("long")
+
+    async def main() -> None:
+        async with bench.working(work_long):
+            await bench.settled(1)
+
+    bench.run(main)
+    assert epochs == [0]
+
+
+def test_a_lost_lease_keeps_the_transaction_from_committing(bench: Bench) -> None:
+    bench.enqueue("stolen")
+
+    async def main() -> None:
+        begun, lost = asyncio.Event(), asyncio.Event()
+
+        async def work(message: Any, session: AsyncSession) -> None:
+            await bench.apply(message, session)
+            begun.set()
+            await lost.wait()
+
+        async with bench.working(work, concurrency=1) as worker:
+            await begun.wait()
+            async with bench.sessions() as session, session.begin():
+                (await session.scalars(select(bench.queue))).one().epoch += 1
+            while not worker._watchlist._lost:
+                await asyncio.sleep(0.02)
+            lost.set()
+            while worker._watchlist._watched:
+                await asyncio.sleep(0.02)
+
+    bench.run(main)
+    assert bench.effects() == Counter()
+    assert bench.stats().acked == 0
+
+
+def test_one_poisonous_message_does_not_hold_up_its_batch(bench: Bench) -> None:
+    sizes: list[int] = []
+
+    async def handle(messages: Any, session: AsyncSession) -> None:
+        sizes.append(len(messages))
+        for message in messages:
+            await bench.apply(message, session)
+            if message.body == "13":
+                raise ValueError("unlucky")
+
+    bodies = [str(number) for number in range(40)]
+    bench.enqueue(*bodies)
+
+    async def main() -> None:
+        async with bench.working(handle, batch_size=20, concurrency=1):
+            await bench.settled(39, dead=1)
+
+    bench.run(main)
+    assert max(sizes) == 20
+    assert bench.effects() == Counter(body for body in bodies if body != "13")
+
+
+def test_cancelling_a_worker_rolls_back_and_gives_everything_back(bench: Bench) -> None:
+    bench.enqueue(*(str(number) for number in range(20)))
+
+    async def main() -> None:
+        begun = asyncio.Semaphore(0)
+
+        async def work(message: Any, session: AsyncSession) -> None:
+            await bench.apply(message, session)
+            await session.flush()
+            begun.release()
+            await asyncio.sleep(60)
+
+        # SQLite has one writer.
+        concurrency = 1 if bench.engine.dialect.name == "sqlite" else 3
+        worker = AsyncWorker(bench.subscriber(), work, bench.sessions, concurrency=concurrency)
+        running = asyncio.create_task(worker.run())
+        for _ in range(concurrency):
+            await begun.acquire()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    bench.run(main)
+    assert bench.effects() == Counter()
+    assert bench.stats().ready == 20
+
+
+def test_stopping_finishes_what_runs_and_cancels_what_hangs(bench: Bench) -> None:
+    bench.enqueue("hangs", *(str(number) for number in range(10)))
+
+    async def main() -> bool:
+        async def work(message: Any, session: AsyncSession) -> None:
+            if message.body == "hangs":
+                await asyncio.sleep(60)
+            await asyncio.sleep(0.05)
+            await bench.apply(message, session)
+
+        worker = AsyncWorker(
+            bench.subscriber(), work, bench.sessions, concurrency=2, shutdown_timeout=0.5
+        )
+        running = asyncio.create_task(worker.run())
+        await bench.settled(10)
+        worker.request_stop()
+        return await running
+
+    assert bench.run(main) is False
+    assert sum(bench.effects().values()) == 10
+    assert bench.stats().ready == 1
+
+
+def test_a_signal_stops_a_worker(bench: Bench) -> None:
+    async def work(message: Any, session: AsyncSession) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        await bench.apply(message, session)
+
+    bench.enqueue("one")
+    worker = AsyncWorker(bench.subscriber(), work, bench.sessions)
+    assert bench.run(worker.run) is True
+    assert bench.effects() == Counter(["one"])
+
+
+def test_wrong_arguments_are_refused(bench: Bench) -> None:
+    with pytest.raises(InvalidArgument, match="asyncio driver, such as"):
+        AsyncSubscriber(bench.queue, bench.engine.url)
+    with pytest.raises(InvalidArgumentType, match="expected a URL or an AsyncEngine"):
+        AsyncSubscriber(bench.queue, bench.engine)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="use AsyncSubscriber"):
+        Subscriber(bench.queue, bench.url)
+    with pytest.raises(InvalidArgument, match="max_concurrency=0"):
+        bench.subscriber(max_concurrency=0)
+    subscriber = bench.subscriber()
+    with pytest.raises(InvalidArgumentType, match="subscriber='no'"):
+        AsyncWorker("no", bench.apply, bench.sessions)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="concurrency=0"):
+        AsyncWorker(subscriber, bench.apply, bench.sessions, concurrency=0)
+    with pytest.raises(InvalidArgumentType, match="retry=3"):
+        AsyncWorker(subscriber, bench.apply, bench.sessions, retry=3)  # type: ignore[arg-type]
