@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint format clean
+.PHONY: demo test soak lint format clean
 
 demo: $(VENV)/.cli
 	$(BIN)/sqla-vitess-messages demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 4 --dist loadgroup
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m soak tests/soak -s
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -15,7 +15,10 @@ from .leases import DEAD, Transactional, connection_of
 if TYPE_CHECKING:
     from .mixin import MessageQueueMixin
 
-__all__ = ["QueueStats", "count"]
+__all__ = ["STATES", "QueueStats", "count"]
+
+STATES = ("ready", "scheduled", "leased", "dead", "acked")
+"""Of a message, as in :class:`QueueStats`."""
 
 
 @dataclass(frozen=True)

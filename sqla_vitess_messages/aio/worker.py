@@ -81,6 +81,8 @@ class AsyncWorker(BaseWorker[M]):
         self._subscriber = subscriber
         self._watchlist: Watchlist[M] = Watchlist()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._heartbeat: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
 
@@ -89,23 +91,22 @@ class AsyncWorker(BaseWorker[M]):
 
         A second signal ends it at once. Cancelling this coroutine cancels the handlers, whose
         transactions roll back, and gives all messages back. Signals are only seen in the main
-        thread.
+        thread, and taken from whoever else listens to them: inside a server use ``async with``.
 
         :return: whether all handlers finished in time.
         :raises QueueNotFound: when the table is missing, or is not the model's queue.
         :raises sqlalchemy.exc.OperationalError: when the database can't be reached.
         """
         self._signals = 0
-        self._loop = asyncio.get_running_loop()
         with self._catch_signals():
-            await self._subscriber.open()
-            tasks = {asyncio.create_task(self._work()) for _ in range(self.concurrency)}
-            heartbeat = asyncio.create_task(self._beat())
-            try:
-                return await self._until_stopped(tasks)
-            finally:
-                # Cancelled or not, nothing may be left behind.
-                await asyncio.shield(self._end(tasks, heartbeat))
+            async with self:
+                stopping = asyncio.create_task(self._stop.wait())
+                first: set[asyncio.Task[Any]] = {stopping, *self._tasks}
+                try:
+                    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    stopping.cancel()
+                return await self.stop()
 
     def run_until_signal(self) -> bool:
         """Run an event loop with :meth:`run`, for a process that does nothing else.
@@ -115,6 +116,19 @@ class AsyncWorker(BaseWorker[M]):
         asyncio.run(self.run())
         return self._signals < 2
 
+    async def start(self) -> None:
+        """Begin to work, in tasks of the worker's own.
+
+        :raises QueueNotFound: when the table is missing, or is not the model's queue.
+        :raises sqlalchemy.exc.OperationalError: when the database can't be reached.
+        """
+        if self._tasks:
+            return
+        await self._subscriber.open()
+        self._loop = asyncio.get_running_loop()
+        self._tasks = [asyncio.create_task(self._work()) for _ in range(self.concurrency)]
+        self._heartbeat = asyncio.create_task(self._beat())
+
     def request_stop(self) -> None:
         """Let :meth:`run` come to its end, from any thread."""
         if self._loop is None:
@@ -122,32 +136,46 @@ class AsyncWorker(BaseWorker[M]):
         else:
             self._loop.call_soon_threadsafe(self._stop.set)
 
-    async def _until_stopped(self, tasks: set[asyncio.Task[None]]) -> bool:
-        stopping = asyncio.create_task(self._stop.wait())
-        try:
-            first: set[asyncio.Task[Any]] = {stopping, *tasks}
-            done, _running = await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-        for task in done - {stopping}:
-            task.result()  # Raises the subscriber's error.
+    async def stop(self) -> bool:
+        """Take no more messages, give back those not begun, and wait for running handlers.
+
+        :return: whether all of them finished in time.
+        :raises BaseException: what has ended the subscriber, if it has.
+        """
         self._subscriber.stop_receiving()
+        running = [task for task in self._tasks if not task.done()]
         at_once = asyncio.create_task(self._at_once.wait())
-        everything = asyncio.gather(*tasks)
+        everything: asyncio.Future[Any] = asyncio.gather(*running, return_exceptions=True)
         ends: set[asyncio.Future[Any]] = {at_once, everything}
         await asyncio.wait(ends, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
         at_once.cancel()
-        if running := sum(not task.done() for task in tasks):
-            self._note_unfinished(running)
-            everything.cancel()
-        with suppress(asyncio.CancelledError):
-            await everything
-        return not running
+        if unfinished := sum(not task.done() for task in running):
+            self._note_unfinished(unfinished)
+        ended = self._tasks
+        await self._end()
+        for task in ended:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        return not unfinished
 
-    async def _end(self, tasks: set[asyncio.Task[None]], heartbeat: asyncio.Task[None]) -> None:
+    async def __aenter__(self) -> AsyncWorker[M]:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is None and self._tasks:
+            await self.stop()
+        # Nothing may be left behind, also when the caller is cancelled.
+        await asyncio.shield(self._end())
+
+    async def _end(self) -> None:
+        """Cancel what still runs, and close."""
+        tasks, self._tasks = self._tasks, []
+        if self._heartbeat is None:
+            return
+        heartbeat, self._heartbeat = self._heartbeat, None
         self._subscriber.stop_receiving()
-        heartbeat.cancel()
-        for task in tasks:
+        for task in (heartbeat, *tasks):
             task.cancel()
         await asyncio.gather(heartbeat, *tasks, return_exceptions=True)
         await self._subscriber.close()

@@ -18,7 +18,7 @@ from sqla_vitess_messages.events import (
     LeaseExpired,
     Settled,
 )
-from tests.backends import enqueue, eventually
+from tests.backends import PULLING, enqueue, eventually
 
 MakeQueue = Callable[..., type[Any]]
 Subscribe = Callable[..., Subscriber[Any]]
@@ -51,6 +51,7 @@ def test_deliveries_and_settlements_are_told_when_they_have_committed(
         assert (Dead(name, message.id, 0) in events) == (how == "fail")
 
 
+@pytest.mark.parametrize("backend", PULLING, indirect=True, ids=lambda backend: backend.name)
 def test_redeliveries_expired_leases_and_used_up_attempts_are_told(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
