@@ -13,7 +13,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 4 --dist loadgroup
 
 soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m soak tests/soak -s
+	$(BIN)/python -m pytest -n 2 -m soak tests/soak -rP
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
