@@ -25,7 +25,6 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Mapper
 
 from .ddl import queue_table
-from .errors import InvalidArgument
 from .events import Dead, Delivered, Event, LeaseExpired, Reconnecting, Settled
 from .headers import MessageHeadersMixin
 from .mixin import MessageQueueMixin
@@ -50,13 +49,11 @@ def trace_enqueued(tracer_provider: TracerProvider | None = None) -> None:
     Only for models with :class:`.MessageHeadersMixin`: the context travels in their ``headers``.
     Core and bulk inserts make no instances, and so no spans.
 
-    :param tracer_provider: default: the global one.
-    :raises InvalidArgument: when it was called before.
+    :param tracer_provider: default: the global one. Of several calls the last one counts.
     """
-    if event.contains(MessageHeadersMixin, "before_insert", _before_insert):
-        raise InvalidArgument("trace_enqueued was called before")
     _tracers["send"] = trace.get_tracer(__name__, tracer_provider=tracer_provider)
-    event.listen(MessageHeadersMixin, "before_insert", _before_insert, propagate=True)
+    if not event.contains(MessageHeadersMixin, "before_insert", _before_insert):
+        event.listen(MessageHeadersMixin, "before_insert", _before_insert, propagate=True)
 
 
 _tracers: dict[str, trace.Tracer] = {}

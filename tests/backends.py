@@ -38,11 +38,16 @@ BACKENDS = [
     Backend("vitess", "vtgate", "auto"),
     Backend("vitess-sharded", "sharded", "auto"),
     Backend("vitess-stream", "vtgate-fast", "stream"),
-    Backend("dev-stream", "dev", "stream"),
     Backend("sqlite-asyncio", None, "auto", "aiosqlite"),
     Backend("vitess-asyncio", "vtgate", "auto", "asyncmy"),
+]
+
+EVERYWHERE = [
+    *BACKENDS,
+    Backend("dev-stream", "dev", "stream"),
     Backend("vitess-sharded-asyncio", "sharded", "auto", "asyncmy"),
 ]
+"""For the heart of the suite: also what differs from another backend by its server alone."""
 
 PULLING = [backend for backend in BACKENDS if backend.transport == "auto"]
 """A stream may be sent more than it has room for."""

@@ -232,25 +232,25 @@ def test_a_tablet_that_hangs_is_waited_for(
 
 
 def test_subscribers_follow_a_change_of_shards(cluster: Cluster) -> None:
-    """The last test of this cluster: its two shards become one."""
+    """The last test of this cluster: its two shards become four."""
     url = cluster.url(SHARDED, gate="vtgate-fast")
     engine = create_engine(url, connect_args={"read_timeout": 10})
     queue = make_queue_class(QueueOptions(ack_wait=2, min_backoff=0.2))
     queue.metadata.create_all(engine, checkfirst=False)
     shard_by_id(engine, queue)
-    merging = threading.Thread(target=cluster.merge_shards)
+    splitting = threading.Thread(target=cluster.split_shards)
     rounds = 0
     with Subscriber(queue, url) as subscriber:
         eventually(lambda: len(find_shards(engine) or []) == 2)
-        merging.start()
-        while merging.is_alive() or find_shards(engine) or rounds < 100:
+        splitting.start()
+        while splitting.is_alive() or len(find_shards(engine) or []) < 4 or rounds < 100:
             rounds += 1
             with suppress(DBAPIError):
                 enqueue(engine, queue())
             if (message := subscriber.get(0.1)) is not None:
                 with suppress(DBAPIError, AlreadySettled):
                     ack(engine, message)
-        merging.join()
+        splitting.join()
 
         def all_settled() -> bool:
             if (message := subscriber.get(0.1)) is not None:

@@ -395,8 +395,11 @@ def test_stopping_finishes_what_runs_and_cancels_what_hangs(bench: Bench) -> Non
     bench.enqueue("hangs", *(str(number) for number in range(10)))
 
     async def main() -> bool:
+        hangs = asyncio.Event()
+
         async def work(message: Any, session: AsyncSession) -> None:
             if message.body == "hangs":
+                hangs.set()
                 await asyncio.sleep(60)
             await asyncio.sleep(0.05)
             await bench.apply(message, session)
@@ -406,6 +409,7 @@ def test_stopping_finishes_what_runs_and_cancels_what_hangs(bench: Bench) -> Non
         )
         running = asyncio.create_task(worker.run())
         await bench.settled(10)
+        await asyncio.wait_for(hangs.wait(), 20)
         worker.request_stop()
         return await running
 

@@ -17,12 +17,21 @@ from sqlalchemy.orm import Session
 from sqla_vitess_messages import AlreadySettled, LeaseLost
 from sqla_vitess_messages.leases import DEAD
 from sqla_vitess_messages.transports.shards import find_shards, shard_engine
-from tests.backends import Backend, ack, enqueue, eventually, row
+from tests.backends import BACKENDS, EVERYWHERE, Backend, ack, enqueue, eventually, row
 
 Subscribe = Callable[..., Any]
 MakeQueue = Callable[..., type[Any]]
 
+everywhere = pytest.mark.parametrize("backend", EVERYWHERE, indirect=True, ids=lambda b: b.name)
+postponing = pytest.mark.parametrize(
+    "backend",
+    [backend for backend in BACKENDS if backend.server in (None, "vtgate", "vtgate-fast")],
+    indirect=True,
+    ids=lambda b: b.name,
+)
 
+
+@everywhere
 def test_a_committed_message_arrives_and_its_ack_commits(
     engine: Engine, queue: type[Any], subscribe: Subscribe
 ) -> None:
@@ -50,6 +59,7 @@ def test_a_rolled_back_message_is_never_delivered(
     assert subscriber.get(0.5) is None
 
 
+@everywhere
 def test_an_unacked_message_comes_back_with_a_growing_epoch(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
@@ -75,6 +85,7 @@ def test_a_message_does_not_come_back_before_its_lease_ends(
     assert time.monotonic() - received >= 1.3
 
 
+@everywhere
 def test_an_acked_message_does_not_come_back(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
@@ -101,6 +112,7 @@ def test_an_ack_that_rolls_back_leaves_the_message_leased(
     ack(engine, again)
 
 
+@everywhere
 def test_lower_priority_numbers_go_out_first(
     engine: Engine, queue: type[Any], subscribe: Subscribe, backend: Backend
 ) -> None:
@@ -294,6 +306,7 @@ def test_settlements_take_a_connection_too(
     assert row(engine, four).time_next > time.time_ns()
 
 
+@everywhere
 @pytest.mark.parametrize("action", ["ack_all", "fail_all", "retry_all"])
 def test_many_messages_are_settled_together(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, action: str
@@ -330,6 +343,7 @@ def test_one_message_already_acked_stops_the_whole_bulk_ack(
     assert row(engine, messages[0]).time_acked is None
 
 
+@postponing
 def test_fail_survives_the_postpone_that_follows_delivery(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
@@ -349,6 +363,7 @@ def test_fail_survives_the_postpone_that_follows_delivery(
         assert connection.scalar(dead) == 300
 
 
+@postponing
 def test_retry_survives_the_postpone_that_follows_delivery(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:

@@ -26,7 +26,6 @@ from sqlalchemy.orm import (
 )
 
 from sqla_vitess_messages import (
-    InvalidArgument,
     InvalidArgumentType,
     MessageQueueMixin,
     QueueOptions,
@@ -137,8 +136,7 @@ def test_consumer_spans_link_to_the_spans_that_sent_their_messages(
 ) -> None:
     provider, finished = spans
     trace_enqueued(provider)
-    with pytest.raises(InvalidArgument, match="called before"):
-        trace_enqueued(provider)
+    trace_enqueued(provider)  # Makes no second span.
     with provider.get_tracer("web").start_as_current_span("request"), Session(engine) as session:
         session.add(queue(body="a", headers={"tenant": "ada"}))
         session.add(queue(body="fails"))
@@ -156,6 +154,7 @@ def test_consumer_spans_link_to_the_spans_that_sent_their_messages(
         by_name.setdefault(span.name, []).append(span)
     [request] = by_name["request"]
     sent, processed = by_name[f"send {name}"], by_name[f"process {name}"]
+    assert len(sent) == len(processed) == 2
     assert {span.kind for span in sent} == {SpanKind.PRODUCER}
     assert {span.kind for span in processed} == {SpanKind.CONSUMER}
     for span in sent:

@@ -215,10 +215,11 @@ def test_a_lost_lease_keeps_the_transaction_from_committing(bench: Bench) -> Non
 
 
 def test_a_handler_that_hangs_does_not_stop_the_others(bench: Bench) -> None:
-    release = threading.Event()
+    hangs, release = threading.Event(), threading.Event()
 
     def hang(message: Any, session: Session) -> None:
         if message.body == "hangs":
+            hangs.set()
             release.wait(60)
         bench.apply(message, session)
 
@@ -227,6 +228,7 @@ def test_a_handler_that_hangs_does_not_stop_the_others(bench: Bench) -> None:
     worker = bench.worker(hang, concurrency=2, shutdown_timeout=0.1)
     try:
         bench.settled(30)
+        assert hangs.wait(20)
         assert threading.active_count() - before <= 2 + 6  # Handlers, and the subscriber's own.
         started = time.monotonic()
         assert worker.stop() is False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pymysql
 
 from .mysqld import MySQL
 from .parts import Parts, install
-from .process import Server, ServerFailed, free_port, listens, make_folder
+from .process import Ports, Server, ServerFailed, listens, make_folder
 
 CELL = "local"
 MAIN = "main"
@@ -48,32 +48,14 @@ TABLETS = (
     Tablet(300, SHARDED, "80-"),
 )
 PRIMARIES = (TABLETS[0], TABLETS[2], TABLETS[3])
-SPARE = Tablet(400, SHARDED, "-")
-"""Starts with :meth:`Cluster.merge_shards` only."""
+SPLIT = (
+    Tablet(400, SHARDED, "-40"),
+    Tablet(401, SHARDED, "40-80"),
+    Tablet(402, SHARDED, "80-c0"),
+    Tablet(403, SHARDED, "c0-"),
+)
+"""Start with :meth:`Cluster.split_shards` only."""
 GATES = {"vtgate": [], "vtgate-fast": ["--mysql_server_flush_delay", "1ms"]}
-
-
-@dataclass
-class _Ports:
-    """Chosen at the first start and kept, so that a part comes back where it was."""
-
-    etcd: int = field(default_factory=free_port)
-    etcd_peer: int = field(default_factory=free_port)
-    vtctld: int = field(default_factory=free_port)
-    vtctld_grpc: int = field(default_factory=free_port)
-    tablets: dict[str, int] = field(
-        default_factory=lambda: {tablet.name: free_port() for tablet in (*TABLETS, SPARE)}
-    )
-    tablets_grpc: dict[str, int] = field(
-        default_factory=lambda: {tablet.name: free_port() for tablet in (*TABLETS, SPARE)}
-    )
-    gates: dict[str, int] = field(default_factory=lambda: {gate: free_port() for gate in GATES})
-    gates_grpc: dict[str, int] = field(
-        default_factory=lambda: {gate: free_port() for gate in GATES}
-    )
-    gates_mysql: dict[str, int] = field(
-        default_factory=lambda: {gate: free_port() for gate in GATES}
-    )
 
 
 class Cluster:
@@ -83,18 +65,13 @@ class Cluster:
         self._folder = folder
         self._parts: Parts = install()
         make_folder(folder)
-        saved = folder / "ports.json"
-        if saved.exists():
-            self.ports = _Ports(**json.loads(saved.read_text()))
-        else:
-            self.ports = _Ports()
-            saved.write_text(json.dumps(asdict(self.ports)))
+        self.ports = Ports(folder / "ports-by-name.json")
         self.servers: dict[str, Server] = {}
         self._declare()
 
     def url(self, keyspace: str = MAIN, gate: str = "vtgate") -> str:
         """Return the SQLAlchemy URL of a keyspace through one of the vtgates."""
-        return f"mysql+pymysql://user@127.0.0.1:{self.ports.gates_mysql[gate]}/{keyspace}"
+        return f"mysql+pymysql://user@127.0.0.1:{self.ports[f'{gate} mysql']}/{keyspace}"
 
     def start(self) -> None:
         """Start everything and wait until both vtgates serve. Safe to repeat."""
@@ -102,9 +79,9 @@ class Cluster:
         self.servers["etcd"].start()
         for tablet in TABLETS:
             self.servers[f"mysqld-{tablet.uid}"].start()
-        self.servers["etcd"].wait_until(lambda: listens(self.ports.etcd))
+        self.servers["etcd"].wait_until(lambda: listens(self.ports["etcd"]))
         self.servers["vtctld"].start()
-        self.servers["vtctld"].wait_until(lambda: listens(self.ports.vtctld_grpc))
+        self.servers["vtctld"].wait_until(lambda: listens(self.ports["vtctld grpc"]))
         if first_time:
             self._make_topology()
         with ThreadPoolExecutor() as pool:
@@ -137,7 +114,7 @@ class Cluster:
         if part in GATES:
             self.wait_for_gate(part)
         elif part.startswith("vttablet"):
-            server.wait_until(lambda: listens(self.ports.tablets_grpc[part]))
+            server.wait_until(lambda: listens(self.ports[f"{part} grpc"]))
 
     def reparent(self, primary: Tablet) -> None:
         """Make a tablet the primary of its shard, as planned maintenance does."""
@@ -152,13 +129,17 @@ class Cluster:
         uid = record["shard"]["primary_alias"]["uid"]
         return next(tablet for tablet in TABLETS if tablet.uid == uid)
 
-    def merge_shards(self) -> None:
-        """Move the rows of both shards of ``sharded`` to one, and its traffic with them."""
-        self.servers[f"mysqld-{SPARE.uid}"].start()
-        self._start_tablet(SPARE)
-        self.reparent(SPARE)
-        reshard = ("Reshard", "--workflow", "merge", "--target-keyspace", SHARDED)
-        self.vtctl(*reshard, "create", "--source-shards", "-80,80-", "--target-shards", "-")
+    def split_shards(self) -> None:
+        """Move the rows of the two shards of ``sharded`` to four, and their traffic with them."""
+        for tablet in SPLIT:
+            self.servers[f"mysqld-{tablet.uid}"].start()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._start_tablet, SPLIT))
+            list(pool.map(self.reparent, SPLIT))
+        sources = ",".join(tablet.shard for tablet in TABLETS if tablet.keyspace == SHARDED)
+        targets = ",".join(tablet.shard for tablet in SPLIT)
+        reshard = ("Reshard", "--workflow", "split", "--target-keyspace", SHARDED)
+        self.vtctl(*reshard, "create", "--source-shards", sources, "--target-shards", targets)
 
         def is_copied() -> bool:
             [workflow] = json.loads(self.vtctl(*reshard, "show"))["workflows"]
@@ -169,13 +150,13 @@ class Cluster:
             ]
             return all(stream["state"] == "Running" for stream in streams)
 
-        self.servers[SPARE.name].wait_until(is_copied)
+        self.servers[SPLIT[0].name].wait_until(is_copied)
         self.vtctl(*reshard, "switchtraffic")
 
     def vtctl(self, *arguments: str) -> str:
         """Run vtctldclient and return what it prints."""
         command = [str(self._parts.vitess / "vtctldclient")]
-        command += ["--server", f"127.0.0.1:{self.ports.vtctld_grpc}", *arguments]
+        command += ["--server", f"127.0.0.1:{self.ports['vtctld grpc']}", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         if done.returncode:
             raise ServerFailed(f"vtctldclient {' '.join(arguments)}\n{done.stderr[-2000:]}")
@@ -183,14 +164,14 @@ class Cluster:
 
     def wait_for_gate(self, gate: str) -> None:
         """Wait until a vtgate answers from every shard."""
-        port = self.ports.gates_mysql[gate]
+        port = self.ports[f"{gate} mysql"]
         shards = [f"{t.keyspace}:{t.shard}" for t in PRIMARIES]
         self.servers[gate].wait_until(lambda: all(_answers(port, shard) for shard in shards))
 
     def _make_topology(self) -> None:
         self.vtctl(
             "AddCellInfo", "--root", f"/vitess/{CELL}",
-            "--server-address", f"127.0.0.1:{self.ports.etcd}", CELL,
+            "--server-address", f"127.0.0.1:{self.ports['etcd']}", CELL,
         )  # fmt: skip
         for keyspace in (MAIN, SHARDED):
             self.vtctl("CreateKeyspace", "--durability-policy=none", keyspace)
@@ -203,34 +184,34 @@ class Cluster:
         mysqld.wait()
         server = self.servers[tablet.name]
         server.start()
-        server.wait_until(lambda: listens(self.ports.tablets_grpc[tablet.name]))
+        server.wait_until(lambda: listens(self.ports[f"{tablet.name} grpc"]))
 
     def _declare(self) -> None:
         ports, run = self.ports, self._folder
         vitess = self._parts.vitess
         topology = [
             "--topo_implementation", "etcd2",
-            "--topo_global_server_address", f"127.0.0.1:{ports.etcd}",
+            "--topo_global_server_address", f"127.0.0.1:{ports['etcd']}",
             "--topo_global_root", "/vitess/global",
         ]  # fmt: skip
         logs = ["--logtostderr", "--bind-address", "127.0.0.1"]
         self._add(
             "etcd",
             str(self._parts.etcd), "--data-dir", f"{run}/etcd", "--unsafe-no-fsync",
-            "--listen-client-urls", f"http://127.0.0.1:{ports.etcd}",
-            "--advertise-client-urls", f"http://127.0.0.1:{ports.etcd}",
-            "--listen-peer-urls", f"http://127.0.0.1:{ports.etcd_peer}",
-            "--initial-advertise-peer-urls", f"http://127.0.0.1:{ports.etcd_peer}",
-            "--initial-cluster", f"default=http://127.0.0.1:{ports.etcd_peer}",
+            "--listen-client-urls", f"http://127.0.0.1:{ports['etcd']}",
+            "--advertise-client-urls", f"http://127.0.0.1:{ports['etcd']}",
+            "--listen-peer-urls", f"http://127.0.0.1:{ports['etcd peer']}",
+            "--initial-advertise-peer-urls", f"http://127.0.0.1:{ports['etcd peer']}",
+            "--initial-cluster", f"default=http://127.0.0.1:{ports['etcd peer']}",
         )  # fmt: skip
         self._add(
             "vtctld",
             str(vitess / "vtctld"), *topology, *logs, "--cell", CELL,
             "--service_map", "grpc-vtctl,grpc-vtctld",
-            "--port", str(ports.vtctld), "--grpc_port", str(ports.vtctld_grpc),
+            "--port", str(ports['vtctld']), "--grpc_port", str(ports['vtctld grpc']),
             "--grpc_bind_address", "127.0.0.1",
         )  # fmt: skip
-        for tablet in (*TABLETS, SPARE):
+        for tablet in (*TABLETS, *SPLIT):
             mysqld = MySQL(f"mysqld-{tablet.uid}", run, self._parts, [f"vt_{tablet.keyspace}"])
             self.servers[mysqld.name] = mysqld
             self._add(
@@ -244,8 +225,8 @@ class Cluster:
                 "--mycnf_data_dir", f"{mysqld.data}/data",
                 "--mycnf_mysql_port", str(mysqld.port),
                 "--service_map", "grpc-queryservice,grpc-tabletmanager,grpc-updatestream",
-                "--port", str(ports.tablets[tablet.name]),
-                "--grpc_port", str(ports.tablets_grpc[tablet.name]),
+                "--port", str(ports[tablet.name]),
+                "--grpc_port", str(ports[f'{tablet.name} grpc']),
                 "--grpc_bind_address", "127.0.0.1",
             )  # fmt: skip
         for gate, flags in GATES.items():
@@ -257,8 +238,8 @@ class Cluster:
                 "--tablet_refresh_interval", "1s",
                 "--mysql_auth_server_impl", "none", "--vschema_ddl_authorized_users", "%",
                 "--mysql_server_bind_address", "127.0.0.1",
-                "--mysql_server_port", str(ports.gates_mysql[gate]),
-                "--port", str(ports.gates[gate]), "--grpc_port", str(ports.gates_grpc[gate]),
+                "--mysql_server_port", str(ports[f'{gate} mysql']),
+                "--port", str(ports[gate]), "--grpc_port", str(ports[f'{gate} grpc']),
                 "--grpc_bind_address", "127.0.0.1",
             )  # fmt: skip
 

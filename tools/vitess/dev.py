@@ -8,7 +8,7 @@ from pathlib import Path
 from .cluster import CELL, MAIN, SHARDED, _answers
 from .mysqld import MySQL
 from .parts import install
-from .process import Server, free_port, make_folder
+from .process import Ports, Server, make_folder
 
 TOPOLOGY = (
     f'keyspaces:{{name:"{MAIN}" shards:{{name:"0"}}}} '
@@ -27,10 +27,8 @@ class Dev:
             "mysqld", folder, parts,
             [f"vt_{MAIN}_0", f"vt_{SHARDED}_-80", f"vt_{SHARDED}_80-"],
         )  # fmt: skip
-        saved = folder / "ports.json"
-        if not saved.exists():
-            saved.write_text(json.dumps([free_port() for _ in range(3)]))
-        self.port, self.grpc_port, self.web_port = json.loads(saved.read_text())
+        ports = Ports(folder / "ports-by-name.json")
+        self.port, self.grpc_port, self.web_port = ports["mysql"], ports["grpc"], ports["web"]
         self._schema = folder / "schema"
         for keyspace in (MAIN, SHARDED):
             make_folder(self._schema / keyspace)

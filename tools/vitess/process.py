@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -55,6 +56,20 @@ def free_port() -> int:
         if port not in _taken:
             _taken.add(port)
             return port
+
+
+class Ports:
+    """Ports by name, chosen when first asked for, and kept: a part comes back where it was."""
+
+    def __init__(self, saved: Path) -> None:
+        self._saved = saved
+        self._ports: dict[str, int] = json.loads(saved.read_text()) if saved.exists() else {}
+
+    def __getitem__(self, name: str) -> int:
+        if name not in self._ports:
+            self._ports[name] = free_port()
+            self._saved.write_text(json.dumps(self._ports))
+        return self._ports[name]
 
 
 class Server:
