@@ -83,7 +83,9 @@ class Load:
 
         self.effect = Effect
         self.engine: Engine = create_engine(url, connect_args={"read_timeout": 10})
-        Base.metadata.create_all(self.engine)
+        patient = create_engine(url)  # A loaded disk makes tables slowly.
+        Base.metadata.create_all(patient)
+        patient.dispose()
         self.committed: set[int] = set()
         self.longest_gap = 0.0
         self._enough = threading.Event()
