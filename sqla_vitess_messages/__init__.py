@@ -1,6 +1,7 @@
 """Message queues in your SQL database, as SQLAlchemy models: Vitess, MySQL, MariaDB, SQLite."""
 
-from . import autocommit as _autocommit  # noqa: F401  # Makes rollbacks work on Vitess.
+from . import sharding as _sharding  # noqa: F401  # Lets create_all write the vschema.
+from . import vtgate as _vtgate  # noqa: F401  # Mends it for every engine of the process.
 from .errors import (
     AlreadySettled,
     InvalidArgument,

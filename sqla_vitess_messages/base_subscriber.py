@@ -16,6 +16,7 @@ from .errors import InvalidArgument, InvalidArgumentType, LeaseLost, SubscriberC
 from .events import Dead, Event
 from .holdings import Holdings
 from .mixin import MessageQueueMixin
+from .transports.shards import check_shards
 
 __all__ = ["LONGEST_BACKOFF", "BaseSubscriber"]
 
@@ -39,6 +40,7 @@ class BaseSubscriber(Generic[M]):
         max_concurrency: int,
         poll_interval: float | timedelta,
         max_attempts: int | None,
+        shards: Sequence[str] | None,
         on_event: Callable[[Event], object] | None,
     ) -> None:
         if not (isinstance(model, type) and issubclass(model, MessageQueueMixin)):
@@ -48,10 +50,12 @@ class BaseSubscriber(Generic[M]):
             _check_count("max_attempts", max_attempts, 2**31 - 1)
         if on_event is not None and not callable(on_event):
             raise InvalidArgumentType(f"on_event={on_event!r}: expected a callable")
+        check_shards(shards)
         self.model = model
         self._queue = queue_table(model).name
         self._poll_interval = clock.to_seconds(poll_interval, "poll_interval", minimum=0.001)
         self._max_attempts = max_attempts
+        self._shards = shards
         self._on_event = on_event
         self._holdings: Holdings[M] = Holdings(self._queue, max_concurrency)
         self._error: BaseException | None = None
@@ -90,7 +94,7 @@ class BaseSubscriber(Generic[M]):
     def _note_lost_connection(self, error: BaseException | None) -> str:
         """Log it, and return the reason."""
         reason = str(getattr(error, "orig", error))
-        log.warning("connection lost, reconnecting: %s", reason, extra={"queue": self._queue})
+        log.warning("the database failed, trying again: %s", reason, extra={"queue": self._queue})
         self._disconnected = True
         return reason
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Connection, Constraint, Index, Integer, Table, event, inspect, text
-from sqlalchemy.engine.reflection import Inspector
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from .errors import InvalidQueue, QueueNotFound
 from .layouts import LAYOUTS, IndexSpec, LayoutSpec
-from .options import FORBIDDEN_IN_NAMES, MARK, QueueOptions
+from .options import FORBIDDEN_IN_NAMES, MARK, Layout, QueueOptions
 
 if TYPE_CHECKING:
     from .mixin import MessageQueueMixin
 
-__all__ = ["OPTIONS_KEY", "check_database", "is_vitess", "make_queue_table", "queue_table"]
+__all__ = [
+    "OPTIONS_KEY",
+    "InlineIndex",
+    "check_database",
+    "check_layout",
+    "check_message_table",
+    "index_names",
+    "is_vitess",
+    "make_queue_table",
+    "only_indexes_of",
+    "queue_table",
+    "streamed_columns",
+]
 
 OPTIONS_KEY = "sqla_vitess_messages"
 """Where ``Table.info`` keeps the queue's options."""
@@ -32,7 +41,7 @@ MYSQL = ("mysql", "mariadb")
 _VITESS_REQUIRES = ("id", "priority", "epoch", "time_next", "time_acked")
 
 
-class _InlineIndex(Constraint):
+class InlineIndex(Constraint):
     """An index inside CREATE TABLE, so that one statement makes the whole queue on MySQL."""
 
     __visit_name__ = "message_queue_index"
@@ -42,14 +51,14 @@ class _InlineIndex(Constraint):
         self.spec = spec
         self.ddl_if(callable_=_is_mysql)
 
-    def _copy(self, **_kw: Any) -> _InlineIndex:
-        return _InlineIndex(self.spec)
+    def _copy(self, **_kw: Any) -> InlineIndex:
+        return InlineIndex(self.spec)
 
     copy = _copy
 
 
-@compiles(_InlineIndex)
-def _compile_inline_index(element: _InlineIndex, compiler: DDLCompiler, **_kw: Any) -> str:
+@compiles(InlineIndex)
+def _compile_inline_index(element: InlineIndex, compiler: DDLCompiler, **_kw: Any) -> str:
     quote = compiler.preparer.quote
     columns = [name.split() for name in element.spec.columns]
     rendered = ", ".join(" ".join([quote(name), *direction]) for name, *direction in columns)
@@ -84,9 +93,10 @@ def make_queue_table(table: Table, options: QueueOptions) -> None:
     layout = LAYOUTS[options.layout]
     _check_columns(table, layout)
     if options.message_cols is None and layout.streams_all:
-        options = _with_message_cols(options, _streamed_columns(table))
+        options = options.replace(message_cols=streamed_columns(table))
     if options.message_cols is not None:
-        _check_message_cols(table, layout, options.message_cols)
+        _check_message_cols(table, layout, options)
+    _check_shard_columns(table, options)
     comment = options.to_comment()
     if table.comment not in (None, comment):
         raise InvalidQueue(
@@ -104,12 +114,8 @@ def make_queue_table(table: Table, options: QueueOptions) -> None:
         _add_index(table, spec)
 
 
-def _with_message_cols(options: QueueOptions, names: list[str]) -> QueueOptions:
-    values = {field.name: getattr(options, field.name) for field in fields(options)}
-    return QueueOptions(**{**values, "message_cols": names})
-
-
-def _streamed_columns(table: Table) -> list[str]:
+def streamed_columns(table: Table) -> list[str]:
+    """Return what ``message_cols`` is by default: every column."""
     first = ["id", "epoch"]
     return first + [column.name for column in table.columns if column.name not in first]
 
@@ -121,9 +127,30 @@ def _add_index(table: Table, spec: IndexSpec) -> None:
 
     # On MySQL the index is part of CREATE TABLE. Elsewhere it is a statement of its own, and
     # as SQLite knows an index by its name alone, without its table, the name has both.
-    table.append_constraint(_InlineIndex(spec))
+    table.append_constraint(InlineIndex(spec))
     Index(spec.name, *columns(), unique=spec.unique).ddl_if(callable_=_never)
     Index(f"{table.name}_{spec.name}", *columns(), unique=spec.unique).ddl_if(callable_=_is_other)
+
+
+def only_indexes_of(table: Table, dialect: str) -> None:
+    """Take off a queue's table the indexes that its CREATE TABLE has, or that aren't for a dialect.
+
+    For those who create a table's indexes without asking whether each is for the database.
+    """
+    unwanted = [
+        index
+        for index in table.indexes
+        if index.name in index_names(table, dialect="sqlite" if dialect in MYSQL else "mysql")
+        or (dialect in MYSQL and index.name in index_names(table, dialect))
+    ]
+    table.indexes.difference_update(unwanted)
+
+
+def index_names(table: Table, dialect: str) -> set[str]:
+    """Return the names of the queue's own indexes on a database."""
+    options: QueueOptions = table.info[OPTIONS_KEY]
+    names = {spec.name for spec in LAYOUTS[options.layout].indexes}
+    return names if dialect in MYSQL else {f"{table.name}_{name}" for name in names}
 
 
 def _check_columns(table: Table, layout: LayoutSpec) -> None:
@@ -166,14 +193,15 @@ def _check_payload(table: Table, column: Column[Any], layout: LayoutSpec) -> Non
         )
 
 
-def _check_message_cols(table: Table, layout: LayoutSpec, names: tuple[str, ...]) -> None:
+def _check_message_cols(table: Table, layout: LayoutSpec, options: QueueOptions) -> None:
+    names = options.message_cols or ()
     known = {column.name for column in table.columns}
     if unknown := [name for name in names if name not in known]:
         raise InvalidQueue(
             f"message_cols of table {table.name!r}: it has no column {', '.join(unknown)}; "
             "Vitess would stop reloading the schema"
         )
-    needed = {"epoch", *layout.primary_key}
+    needed = {"epoch", *layout.primary_key, *(options.shard_by or ())}
     if missing := sorted(needed - set(names)):
         raise InvalidQueue(
             f"message_cols of table {table.name!r}: lacks {', '.join(missing)}, without which a "
@@ -181,20 +209,57 @@ def _check_message_cols(table: Table, layout: LayoutSpec, names: tuple[str, ...]
         )
 
 
+def _check_shard_columns(table: Table, options: QueueOptions) -> None:
+    for name in options.shard_by or ():
+        if name not in table.c:
+            raise InvalidQueue(
+                f"shard_by of table {table.name!r}: it has no column {name!r}, only "
+                f"{', '.join(column.name for column in table.columns)}"
+            )
+        if name in LAYOUTS[options.layout].columns and name != "id":
+            raise InvalidQueue(
+                f"shard_by of table {table.name!r}: {name!r} can't decide about the shard; name "
+                "payload columns, or 'id'"
+            )
+        if table.c[name].nullable:
+            raise InvalidQueue(
+                f"shard_by of table {table.name!r}: column {name!r} may be NULL, and then belongs "
+                "to no shard; declare it nullable=False"
+            )
+
+
 @event.listens_for(Table, "before_create")
-def _check_before_create(table: Table, connection: Connection, **_kw: Any) -> None:
+def _check_before_create(table: Table, connection: Connection | None, **_kw: Any) -> None:
     """Refuse a message table that would harm the tablet, whoever defined it."""
+    check_message_table(table)
+    options = table.info.get(OPTIONS_KEY)
+    if isinstance(options, QueueOptions):
+        check_layout(connection, table.name, options.layout)
+
+
+def check_layout(connection: Connection | None, name: str, layout: Layout) -> None:
+    """Check that a server takes a table of this layout.
+
+    :raises InvalidQueue: for a classic one on Vitess 6 or newer.
+    """
+    if layout == "classic" and is_vitess(connection) and _vitess_major(connection) >= 6:
+        raise InvalidQueue(
+            f"table {name!r}: the classic layout has no priority column, without which "
+            "Vitess 6 and newer stop reloading the schema; use layout='portable'"
+        )
+
+
+def check_message_table(table: Table) -> None:
+    """Check a table whose comment says that it is a message table, whoever defined it.
+
+    :raises InvalidQueue: when Vitess could not work with it.
+    """
     if not table.comment or MARK not in table.comment:
         return
     options = table.info.get(OPTIONS_KEY)
     layout = options.layout if isinstance(options, QueueOptions) else "minimal"
     told = QueueOptions.from_comment(table.comment, layout=layout)
     if layout == "classic":
-        if is_vitess(connection) and _vitess_major(connection) >= 6:
-            raise InvalidQueue(
-                f"table {table.name!r}: the classic layout has no priority column, without which "
-                "Vitess 6 and newer stop reloading the schema; use layout='portable'"
-            )
         return
     names = [column.name for column in table.columns]
     if missing := [name for name in _VITESS_REQUIRES if name not in names]:
@@ -203,15 +268,16 @@ def _check_before_create(table: Table, connection: Connection, **_kw: Any) -> No
         raise InvalidQueue(f"table {table.name!r}: has no column {', '.join(unknown)} to stream")
 
 
-def is_vitess(connection: Connection) -> bool:
-    """Say whether the server behind a connection is a vtgate."""
-    if connection.dialect.name not in MYSQL:
+def is_vitess(connection: Connection | None) -> bool:
+    """Say whether the server behind a connection is a vtgate; one that writes SQL has none."""
+    if not isinstance(connection, Connection) or connection.dialect.name not in MYSQL:
         return False
     return "vitess" in str(connection.scalar(text("SELECT @@version"))).lower()
 
 
-def _vitess_major(connection: Connection) -> int:
+def _vitess_major(connection: Connection | None) -> int:
     """Return Vitess's major version; 0 where it doesn't tell, as the oldest ones don't."""
+    assert connection is not None
     comment = str(connection.scalar(text("SELECT @@version_comment")))
     found = re.search(r"Version: (\d+)", comment)
     return int(found[1]) if found else 0
@@ -223,7 +289,7 @@ def check_database(connection: Connection, table: Table) -> None:
     :raises QueueNotFound: with what is missing and the remedy.
     """
     inspector = inspect(connection)
-    if not _has_table(inspector, table):
+    if not inspector.has_table(table.name, schema=table.schema):
         raise QueueNotFound(
             f"the database has no table {table.name!r}; create it with "
             "Base.metadata.create_all(engine), or run the migrations"
@@ -249,13 +315,3 @@ def check_database(connection: Connection, table: Table) -> None:
                 f"table {table.name!r} is no message table: its comment is {comment!r}, "
                 f"expected {table.comment!r}"
             )
-
-
-def _has_table(inspector: Inspector, table: Table) -> bool:
-    try:
-        return inspector.has_table(table.name, schema=table.schema)
-    except OperationalError as error:
-        # MySQL's error for a missing table is 1146; a sharded keyspace has its own.
-        if error.orig is not None and error.orig.args == (1105, f"table {table.name} not found"):
-            return False
-        raise

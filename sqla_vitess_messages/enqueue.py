@@ -19,8 +19,10 @@ from sqlalchemy.orm import InstanceState, Mapper, class_mapper
 from sqlalchemy.orm.attributes import instance_state
 
 from . import clock
+from .ddl import OPTIONS_KEY, queue_table
 from .errors import InvalidArgument, InvalidArgumentType
 from .layouts import DEFAULT_PRIORITY
+from .options import QueueOptions
 from .transactions import on_commit
 from .wakeups import has_listeners, notify
 
@@ -87,11 +89,26 @@ def check(message: MessageQueueMixin) -> None:
             raise InvalidArgumentType(f"{where}: expected an int")
         if value not in allowed:
             raise InvalidArgument(f"{where}: expected from {allowed[0]} to {allowed[-1]}")
+    _check_shard(message)
     if message.__dict__.get("time_acked") is not None:
         raise InvalidArgument(
             f"{type(message).__name__}.time_acked={message.time_acked!r}: a message that is acked "
             "when it is enqueued is never delivered; leave it out"
         )
+
+
+def _check_shard(message: MessageQueueMixin) -> None:
+    table = queue_table(type(message))
+    options: QueueOptions = table.info[OPTIONS_KEY]
+    for name in options.shard_by or ():
+        column = table.c[name]
+        attribute = class_mapper(type(message)).get_property_by_column(column).key
+        given = message.__dict__.get(attribute)
+        if given is None and column.default is None and column.server_default is None:
+            raise InvalidArgument(
+                f"{type(message).__name__}.{attribute}=None: the queue is sharded by it, so every "
+                "message needs one"
+            )
 
 
 def listen(mixin: type[MessageQueueMixin]) -> None:

@@ -11,10 +11,14 @@ minimal     The table in today's documentation of Vitess: one index pair less to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, SmallInteger
+from sqlalchemy.dialects import mysql
 
 from .options import Layout
 
-__all__ = ["LAYOUTS", "LayoutSpec"]
+__all__ = ["LAYOUTS", "LayoutSpec", "column_settings", "make_columns"]
 
 DEFAULT_PRIORITY = 50
 """Vitess's own default. Lower numbers go out first."""
@@ -61,3 +65,32 @@ LAYOUTS: dict[Layout, LayoutSpec] = {
         id_index="PRIMARY",
     ),
 }
+
+_TINYINT = SmallInteger().with_variant(mysql.TINYINT(), "mysql", "mariadb")
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "time_scheduled": {"nullable": False},
+    "id": {"nullable": False},
+    "time_next": {"server_default": "0"},  # The poller never finds NULL.
+    "epoch": {"nullable": False, "server_default": "0"},
+    "priority": {
+        "type_": _TINYINT,
+        "nullable": False,
+        "server_default": str(DEFAULT_PRIORITY),
+    },
+}
+
+
+def column_settings(name: str, layout: Layout) -> dict[str, Any]:
+    """Return the arguments of a required column, besides its name."""
+    settings = {"type_": BigInteger, "nullable": True, **_SETTINGS.get(name, {})}
+    if layout == "classic":
+        # The original table declares neither defaults nor NOT NULL; a key has it anyway.
+        settings |= {"nullable": True, "server_default": None}
+    primary_key = name in LAYOUTS[layout].primary_key
+    return {**settings, "primary_key": primary_key, "autoincrement": False}
+
+
+def make_columns(layout: Layout) -> list[Column[Any]]:
+    """Return a layout's columns, for a Table without a model."""
+    return [Column(name, **column_settings(name, layout)) for name in LAYOUTS[layout].columns]

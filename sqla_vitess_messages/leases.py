@@ -15,8 +15,17 @@ from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
-from sqlalchemy import Connection, Engine, Table, Update, bindparam, select, update
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    Update,
+    bindparam,
+    select,
+    update,
+)
+from sqlalchemy.orm import Mapper, Session, class_mapper, scoped_session
 
 from . import clock
 from .backoff import backoff
@@ -58,6 +67,7 @@ class Lease:
     :param stale: when the message is no longer to be given to a handler, on
         :func:`time.monotonic`: ``ack_wait`` after it was handed out.
     :param deadline: when the lease ends in the database, on the same clock: later by the backoff.
+    :param shard: where the message came from, such as ``sharded:-80``; None when that isn't known.
     :param confirm: waits until the row shows the delivery of these messages. Vitess postpones a
         message after it has sent it, which would undo an earlier ``fail`` or ``retry``.
     """
@@ -71,6 +81,7 @@ class Lease:
         "epoch",
         "message_id",
         "settlement",
+        "shard",
         "stale",
     )
 
@@ -79,9 +90,12 @@ class Lease:
         epoch: int,
         stale: float,
         deadline: float,
+        *,
+        shard: str | None = None,
         confirm: Callable[[Sequence[Any]], None] | None = None,
     ) -> None:
         self.epoch = epoch
+        self.shard = shard
         self.message_id = 0
         self.begun = time.monotonic()
         self.settlement: Settlement | None = None
@@ -157,7 +171,7 @@ def ack(
     table, batch = queue_table(model), _checked(model, messages)
     connection = connection_of(model, session)
     values = {"time_acked": clock.now(), "time_next": None}
-    for chunk in chunks(batch):
+    for chunk in chunks_by_shard(batch):
         done = _execute(connection, _acking(table, one=len(chunk) == 1), chunk, values)
         if done != len(chunk):
             raise AlreadySettled(
@@ -229,17 +243,13 @@ def extend_free(
     model: type[M], engine: Engine, messages: Sequence[M], seconds: float | timedelta
 ) -> list[M]:
     """Extend leases by transactions of their own; see :meth:`.Subscriber.extend`."""
-    columns = queue_table(model).c
-    looking = (
-        select(columns.id)
-        .where(columns.id.in_(bindparam("_ids", expanding=True)))
-        .with_for_update(skip_locked=True)
-    )
+    table = queue_table(model)
+    looking = select(table.c.id).where(*are_in_batch(table)).with_for_update(skip_locked=True)
     lost: list[M] = []
-    for chunk in chunks(messages):
+    for chunk in chunks_by_shard(messages):
         try:
             with engine.begin() as connection:
-                found = connection.scalars(looking, {"_ids": [message.id for message in chunk]})
+                found = connection.scalars(looking, batch_parameters(table, chunk))
                 free = set(found)
                 some = [message for message in chunk if message.id in free]
                 extend(model, connection, some, seconds)
@@ -269,7 +279,7 @@ def _postpone(
     for message in batch:
         by_fence[fence_of(message), lease_of(message) is not None].append(message)
     for (fence, leased), held in by_fence.items():
-        for chunk in chunks(held):
+        for chunk in chunks_by_shard(held):
             statement = _holding(table, one=len(chunk) == 1, leased=leased).values(values(table))
             done = _execute(connection, statement, chunk, {"_fence": fence})
             if done != len(chunk):
@@ -318,12 +328,61 @@ def _holding(table: Table, *, one: bool, leased: bool) -> Update:
 
 
 def _update(table: Table, *, one: bool) -> Update:
-    """Return an UPDATE of one row by its primary key, or of many by ``id``."""
+    """Return an UPDATE of one row by its primary key, or of many by ``id``.
+
+    With the columns that decide about the shard, or else vtgate would ask every shard.
+    """
     if not one:
-        return update_by_id(table)
+        return update_by_id(table).where(*are_in_batch(table)[1:])
     return update(table).where(
-        *(table.c[name] == bindparam(f"_{name}") for name in _layout(table).primary_key)
+        *(table.c[name] == bindparam(f"_{name}") for name in _key_names(table))
     )
+
+
+def _key_names(table: Table) -> tuple[str, ...]:
+    """Return the columns that lead to a row and its shard."""
+    names = (*_layout(table).primary_key, *_shard_by(table))
+    return tuple(dict.fromkeys(names))
+
+
+def _shard_by(table: Table) -> tuple[str, ...]:
+    options: QueueOptions = table.info[OPTIONS_KEY]
+    return options.shard_by or ()
+
+
+def are_in_batch(table: Table) -> list[ColumnElement[bool]]:
+    """Return what says that a row's message is in a batch, ``id`` first."""
+    names = dict.fromkeys(("id", *_shard_by(table)))
+    return [table.c[name].in_(bindparam(f"_{name}s", expanding=True)) for name in names]
+
+
+def batch_parameters(table: Table, batch: Sequence[MessageQueueMixin]) -> dict[str, Any]:
+    """Return the parameters of :func:`are_in_batch`."""
+    attributes = _attributes(class_mapper(type(batch[0])), table)
+    names = dict.fromkeys(("id", *_shard_by(table)))
+    return {
+        f"_{name}s": list(dict.fromkeys(getattr(message, attributes[name]) for message in batch))
+        for name in names
+    }
+
+
+@lru_cache(maxsize=256)
+def _attributes(mapper: Mapper[Any], table: Table) -> dict[str, str]:
+    """Return under which attributes a model maps the columns that lead to a row."""
+    return {
+        name: mapper.get_property_by_column(table.c[name]).key
+        for name in {"id", *_key_names(table)}
+    }
+
+
+def chunks_by_shard(batch: Sequence[M]) -> Iterator[list[M]]:
+    """Cut a batch into lists that fit into one statement, each for one shard as far as is known."""
+    by_shard: dict[str | None, list[M]] = defaultdict(list)
+    for message in batch:
+        lease = lease_of(message)
+        by_shard[None if lease is None else lease.shard].append(message)
+    for some in by_shard.values():
+        yield from chunks(some)
 
 
 def update_by_id(table: Table) -> Update:
@@ -351,12 +410,13 @@ def _execute(
     chunk: Sequence[MessageQueueMixin],
     parameters: dict[str, Any],
 ) -> int:
+    table = queue_table(type(chunk[0]))
     if len(chunk) == 1:
-        for name in _layout(queue_table(type(chunk[0]))).primary_key:
-            parameters[f"_{name}"] = getattr(chunk[0], name)
+        attributes = _attributes(class_mapper(type(chunk[0])), table)
+        found = {f"_{name}": getattr(chunk[0], attributes[name]) for name in _key_names(table)}
     else:
-        parameters["_ids"] = [message.id for message in chunk]
-    return connection.execute(statement, parameters).rowcount
+        found = batch_parameters(table, chunk)
+    return connection.execute(statement, {**parameters, **found}).rowcount
 
 
 def _when_committed(

@@ -16,14 +16,13 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import BigInteger, FromClause, SmallInteger, Table, event
-from sqlalchemy.dialects import mysql
+from sqlalchemy import FromClause, Table, event
 from sqlalchemy.orm import Mapped, Mapper, Session, declared_attr, mapped_column
 
 from . import clock, dead, enqueue, leases
 from .ddl import make_queue_table
 from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
-from .layouts import DEFAULT_PRIORITY, LAYOUTS
+from .layouts import DEFAULT_PRIORITY, LAYOUTS, column_settings
 from .leases import Lease, Transactional
 from .options import QueueOptions
 from .stats import QueueStats, count
@@ -35,8 +34,6 @@ Q = TypeVar("Q", bound="MessageQueueMixin")
 _FIRST = -2_000_000
 """The sort_order of the queue's first column: before whatever the user adds."""
 
-_TINYINT = SmallInteger().with_variant(mysql.TINYINT(), "mysql", "mariadb")
-
 
 def _column(name: str, **options: Any) -> Any:
     """Return an attribute that gets its column when a class is mapped: None without one.
@@ -45,20 +42,17 @@ def _column(name: str, **options: Any) -> Any:
     """
 
     def column(cls):  # type: ignore[no-untyped-def]
-        layout = LAYOUTS[_options(cls).layout]
-        if name not in layout.columns:
+        layout = _options(cls).layout
+        columns = LAYOUTS[layout].columns
+        if name not in columns:
             return None
-        settings = {"nullable": True, "type_": BigInteger, **options}
-        if layout is LAYOUTS["classic"]:
-            # The original table declares neither defaults nor NOT NULL; a key has it anyway.
-            settings |= {"nullable": True, "server_default": None}
+        settings = column_settings(name, layout)
         return mapped_column(
             name,
             settings.pop("type_"),
-            primary_key=name in layout.primary_key,
-            autoincrement=False,
-            sort_order=_FIRST + layout.columns.index(name),
+            sort_order=_FIRST + columns.index(name),
             **settings,
+            **options,
         )
 
     return declared_attr(column)
@@ -95,21 +89,13 @@ class MessageQueueMixin:
         priority: Mapped[int]
         """Lower goes out first, -128 to 127. Not in the classic layout."""
     else:
-        time_scheduled = _column(
-            "time_scheduled", nullable=False, insert_default=enqueue.default_scheduled
-        )
-        id = _column("id", nullable=False, insert_default=enqueue.random_id)
-        time_next = _column("time_next", insert_default=enqueue.default_next, server_default="0")
-        epoch = _column("epoch", nullable=False, insert_default=0, server_default="0")
+        time_scheduled = _column("time_scheduled", insert_default=enqueue.default_scheduled)
+        id = _column("id", insert_default=enqueue.random_id)
+        time_next = _column("time_next", insert_default=enqueue.default_next)
+        epoch = _column("epoch", insert_default=0)
         time_created = _column("time_created", insert_default=enqueue.default_time)
         time_acked = _column("time_acked")
-        priority = _column(
-            "priority",
-            type_=_TINYINT,
-            nullable=False,
-            insert_default=DEFAULT_PRIORITY,
-            server_default=str(DEFAULT_PRIORITY),
-        )
+        priority = _column("priority", insert_default=DEFAULT_PRIORITY)
 
     @property
     def deliver_at(self) -> datetime | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from decimal import Decimal
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .clock import to_seconds
 from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
@@ -49,6 +49,11 @@ class QueueOptions:
     :param message_cols: the columns streamed, ``id`` first. Default: all columns that an
         instance needs.
     :param layout: ``"portable"``, ``"classic"`` or ``"minimal"``.
+    :param shard_by: in a sharded keyspace of Vitess, the column (or columns) that decides about
+        a message's shard: the same as for the data that it commits with. ``create_all`` and
+        Alembic's migrations write it to the vschema. Other databases don't heed it.
+    :param vindex: how: a type that needs no parameters, such as ``"hash"`` or ``"xxhash"``, or
+        the name of a vindex that the keyspace has. Needed with ``shard_by``.
     :raises InvalidArgument: when a value is out of range. Vitess stops reloading the schema of the
         whole tablet over some such values, and misbehaves silently over others.
     :raises InvalidArgumentType: when a value is of another type.
@@ -65,6 +70,8 @@ class QueueOptions:
     max_backoff: float | None
     message_cols: tuple[str, ...] | None
     layout: Layout
+    shard_by: tuple[str, ...] | None
+    vindex: str | None
 
     def __init__(
         self,
@@ -78,6 +85,8 @@ class QueueOptions:
         max_backoff: float | timedelta | None = None,
         message_cols: Sequence[str] | None = None,
         layout: Layout = "portable",
+        shard_by: str | Sequence[str] | None = None,
+        vindex: str | None = None,
     ) -> None:
         def duration(name: str, value: float | timedelta) -> float:
             return to_seconds(value, name, minimum=MIN_SECONDS)
@@ -92,6 +101,8 @@ class QueueOptions:
             "cache_size": _count("cache_size", cache_size),
             "message_cols": None if message_cols is None else _columns(message_cols),
             "layout": layout,
+            "shard_by": None if shard_by is None else _shard_columns(shard_by),
+            "vindex": vindex,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -106,6 +117,18 @@ class QueueOptions:
             )
         if layout not in get_args(Layout):
             raise InvalidArgument(f"layout={layout!r}: expected one of {get_args(Layout)}")
+        if (shard_by is None) != (vindex is None):
+            raise InvalidArgument(
+                f"shard_by={shard_by!r} and vindex={vindex!r}: give both, the same as for the data "
+                "that the messages commit with, or neither"
+            )
+        if vindex is not None and not (isinstance(vindex, str) and vindex):
+            raise InvalidArgumentType(f"vindex={vindex!r}: expected a name such as 'hash'")
+
+    def replace(self, **changes: Any) -> QueueOptions:
+        """Return a copy with other values for some options."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return QueueOptions(**{**values, **changes})
 
     @property
     def first_backoff(self) -> float:
@@ -118,7 +141,7 @@ class QueueOptions:
         for name in (*_REQUIRED, *_OPTIONAL):
             value = getattr(self, name)
             if value is not None:
-                parts.append(f"vt_{name}={_number(value)}")
+                parts.append(f"vt_{name}={to_number(value)}")
         if self.message_cols is not None:
             parts.append(f"vt_message_cols={'|'.join(self.message_cols)}")
         return ",".join(parts)
@@ -152,7 +175,7 @@ class QueueOptions:
         try:
             return cls(
                 **{name: float(text) for name, text in given.items() if name in _DURATIONS},  # type: ignore[arg-type]
-                **{name: int(text) for name, text in given.items() if name in _COUNTS},
+                **{name: int(text) for name, text in given.items() if name in _COUNTS},  # type: ignore[arg-type]
                 message_cols=given["message_cols"].split("|") if "message_cols" in given else None,
                 layout=layout,
             )
@@ -184,6 +207,15 @@ def _columns(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _number(value: float) -> str:
+def _shard_columns(names: str | Sequence[str]) -> tuple[str, ...]:
+    given = (names,) if isinstance(names, str) else tuple(names)
+    if not given or not all(isinstance(name, str) and name for name in given):
+        raise InvalidArgumentType(f"shard_by={names!r}: expected one column's name, or several")
+    if len(set(given)) < len(given):
+        raise InvalidArgument(f"shard_by={names!r}: names a column twice")
+    return given
+
+
+def to_number(value: float) -> str:
     """Write a number as Go's ParseFloat and Atoi read it, without an exponent."""
     return format(Decimal(repr(value)), "f")

@@ -52,6 +52,8 @@ class Subscriber(BaseSubscriber[M]):
         Right after work a pull looks every few milliseconds. Doesn't concern ``"stream"``.
     :param max_attempts: how often a message may have been handed out; one that comes once more is
         dead. Default: no limit.
+    :param shards: in a sharded keyspace, the shards to receive from: names or key ranges such as
+        ``["-80"]``. Default: all.
     :param on_event: called with each :class:`.events.Event`, in the thread where it is noticed, and
         soon done: it holds up receiving.
     :raises InvalidArgument: when an argument has a value that can't work.
@@ -67,6 +69,7 @@ class Subscriber(BaseSubscriber[M]):
         transport: TransportName = "auto",
         poll_interval: float | timedelta = 0.1,
         max_attempts: int | None = None,
+        shards: Sequence[str] | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         super().__init__(
@@ -74,6 +77,7 @@ class Subscriber(BaseSubscriber[M]):
             max_concurrency=max_concurrency,
             poll_interval=poll_interval,
             max_attempts=max_attempts,
+            shards=shards,
             on_event=on_event,
         )
         check_transport_name(transport)
@@ -108,6 +112,7 @@ class Subscriber(BaseSubscriber[M]):
                 engine,
                 self._transport_name,
                 poll_interval=self._poll_interval,
+                shards=self._shards,
                 report=self._report,
             )
         except BaseException:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import URL, Engine, String, make_url, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, BigInteger, Engine, String, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions, Subscriber
+from sqla_vitess_messages.enqueue import random_id
 from sqla_vitess_messages.transports import TransportName
 from tests.in_thread import AsyncSubscriberInThread
 
@@ -70,6 +69,8 @@ def make_queue_class(
         "__module__": __name__,
         **(attributes or {}),
     }
+    if options.shard_by == ("tenant",):
+        body["tenant"] = mapped_column(BigInteger, nullable=False, default=random_id)
     return type("Message", (MessageQueueMixin, base), body)
 
 
@@ -117,18 +118,3 @@ def eventually(condition: Callable[[], Any], within: float = 15) -> Any:
             return answer
         assert time.monotonic() < deadline, f"not within {within} s"
         time.sleep(0.02)
-
-
-def shard_by_id(engine: Engine, model: type[Any]) -> None:
-    """Give a queue its vindex, and wait until vtgate knows."""
-    name = model.__table__.name
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"ALTER VSCHEMA ON {name} ADD VINDEX hash(id) USING hash")
-
-    def is_known() -> bool:
-        with suppress(DBAPIError), engine.connect() as connection:
-            connection.execute(update(model.__table__).where(model.id == 1).values(epoch=0))
-            return True
-        return False
-
-    eventually(is_known)

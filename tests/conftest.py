@@ -20,7 +20,7 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.orm import DeclarativeBase
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions
-from tests.backends import BACKENDS, Backend, make_queue_class, make_subscriber, shard_by_id
+from tests.backends import BACKENDS, Backend, make_queue_class, make_subscriber
 from tools.vitess import Cluster, Dev, MariaDB, MissingTool, MySQL, install
 
 _URLS = "SQLA_VITESS_MESSAGES_TEST_URLS"
@@ -149,12 +149,11 @@ def make_queue(engine: Engine, backend: Backend) -> Iterator[Callable[..., type[
         **options: Any,
     ) -> type[Any]:
         options = {"ack_wait": 10, "poller_interval": 0.2, "min_backoff": 0.2} | options
-        model = make_queue_class(QueueOptions(**options), base=base, attributes=attributes)
-        # A sharded keyspace answers the check for a table that isn't there by an error of its own.
-        model.metadata.create_all(engine, checkfirst=backend.server != "sharded")
-        made.append(model)
         if backend.server == "sharded":
-            shard_by_id(engine, model)
+            options = {"shard_by": "tenant", "vindex": "hash"} | options
+        model = make_queue_class(QueueOptions(**options), base=base, attributes=attributes)
+        model.metadata.create_all(engine)
+        made.append(model)
         return model
 
     yield make

@@ -29,9 +29,10 @@ from ..base_subscriber import (
     check_n,
     lost_connection_errors,
 )
-from ..ddl import check_database, is_vitess, queue_table
+from ..ddl import queue_table
 from ..events import Event, Reconnected, Reconnecting
 from ..leases import Lease, lease_of
+from ..transports.factory import look_at_database
 from ..transports.pull import Pull
 from .changes import Changes
 from .engine import AsyncBind, call, own_async_engine
@@ -58,6 +59,8 @@ class AsyncSubscriber(BaseSubscriber[M]):
     :param poll_interval: seconds, or a timedelta, between two looks at an idle queue, at most.
     :param max_attempts: how often a message may have been handed out; one that comes once more is
         dead. Default: no limit.
+    :param shards: in a sharded keyspace, the shards to receive from: names or key ranges such as
+        ``["-80"]``. Default: all.
     :param on_event: called with each :class:`.events.Event`, and soon done.
     :raises InvalidArgument: when an argument has a value that can't work.
     :raises InvalidArgumentType: when an argument has a type that can't work.
@@ -71,6 +74,7 @@ class AsyncSubscriber(BaseSubscriber[M]):
         max_concurrency: int = 100,
         poll_interval: float | timedelta = 0.1,
         max_attempts: int | None = None,
+        shards: Sequence[str] | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         super().__init__(
@@ -78,6 +82,7 @@ class AsyncSubscriber(BaseSubscriber[M]):
             max_concurrency=max_concurrency,
             poll_interval=poll_interval,
             max_attempts=max_attempts,
+            shards=shards,
             on_event=on_event,
         )
         own_async_engine(bind)
@@ -120,10 +125,13 @@ class AsyncSubscriber(BaseSubscriber[M]):
         )
 
     def _connect(self, engine: Engine) -> Pull[M]:
-        with engine.connect() as connection:
-            check_database(connection, queue_table(self.model))
-            vitess = is_vitess(connection)
-        return Pull(self.model, engine, vitess=vitess, poll_interval=self._poll_interval)
+        return Pull(
+            self.model,
+            engine,
+            vitess=look_at_database(self.model, engine, self._shards),
+            poll_interval=self._poll_interval,
+            shards=self._shards,
+        )
 
     def stop_receiving(self) -> None:
         """Give back what nobody has got, and receive nothing more; messages already got may be

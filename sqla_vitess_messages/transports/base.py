@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import pymysql
 from sqlalchemy import Engine, Select, bindparam, event, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import lazyload, undefer
 
 from .. import clock
 from ..ddl import queue_table
-from ..leases import fence_of, update_by_id
+from ..leases import are_in_batch, batch_parameters, chunks_by_shard, fence_of, update_by_id
 from ..mixin import MessageQueueMixin
 
-__all__ = ["Leasing", "Transport"]
+__all__ = ["Leasing", "Transport", "despite_deadlocks"]
 
 M = TypeVar("M", bound=MessageQueueMixin)
+T = TypeVar("T")
+
+DEADLOCK = 1213
+"""MySQL's number of the error."""
 
 
 class Transport(Protocol[M]):
@@ -63,6 +69,7 @@ class Leasing(Generic[M]):
         self._giving_back = (
             update_by_id(self._table)
             .where(
+                *are_in_batch(self._table)[1:],
                 columns.epoch == bindparam("_fence"),
                 columns.time_acked.is_(None),
             )
@@ -75,20 +82,35 @@ class Leasing(Generic[M]):
 
     def give_back(self, messages: Sequence[M]) -> None:
         """Let messages that nobody has seen go to others at once."""
-        ids: dict[int, list[int]] = {}
+        by_fence: dict[int, list[M]] = {}
         for message in messages:
-            ids.setdefault(fence_of(message), []).append(message.id)
+            by_fence.setdefault(fence_of(message), []).append(message)
+        despite_deadlocks(partial(self._give_back, by_fence))
+
+    def _give_back(self, by_fence: Mapping[int, Sequence[M]]) -> None:
         with self._engine.begin() as connection:
-            for fence, some in ids.items():
-                for start in range(0, len(some), 500):
-                    connection.execute(
-                        self._giving_back,
-                        {"_ids": some[start : start + 500], "_fence": fence},
-                    )
+            for fence, some in by_fence.items():
+                for chunk in chunks_by_shard(some):
+                    parameters = batch_parameters(self._table, chunk)
+                    connection.execute(self._giving_back, {**parameters, "_fence": fence})
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+
+def despite_deadlocks(work: Callable[[], T]) -> T:
+    """Call what is one transaction, again if MySQL chose it to end a deadlock.
+
+    :raises sqlalchemy.exc.DBAPIError: when that happens again and again.
+    """
+    for _ in range(4):
+        try:
+            return work()
+        except DBAPIError as error:
+            if error.orig is None or error.orig.args[:1] != (DEADLOCK,):
+                raise
+    return work()
 
 
 def bound_reads(engine: Engine, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Union, get_args
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
@@ -13,6 +13,7 @@ from ..errors import InvalidArgument, InvalidArgumentType
 from ..events import Event
 from .base import M, Transport, bound_reads
 from .pull import PullTransport
+from .shards import choose_shards, find_shards, shard_engine
 from .stream import StreamTransport
 
 TransportName = Literal["auto", "stream", "pull"]
@@ -79,6 +80,7 @@ def make_transport(
     name: TransportName,
     *,
     poll_interval: float,
+    shards: Sequence[str] | None,
     report: Callable[[Event], None],
 ) -> Transport[M]:
     """Connect, check that the queue is there, and return the transport.
@@ -88,11 +90,9 @@ def make_transport(
     docs/explanation/transports.md.
 
     :raises QueueNotFound: when the table is missing, or is not the model's queue.
-    :raises InvalidArgument: when the database can't do what ``name`` says.
+    :raises InvalidArgument: when the database can't do what ``name`` says, or has no such shards.
     """
-    with engine.connect() as connection:
-        check_database(connection, queue_table(model))
-        vitess = is_vitess(connection)
+    vitess = look_at_database(model, engine, shards)
     if name == "stream":
         if not vitess:
             raise InvalidArgument(
@@ -103,8 +103,34 @@ def make_transport(
             raise InvalidArgument(
                 f"transport='stream': needs the driver pymysql, not {engine.dialect.driver}"
             )
+        if shards is not None:
+            engine = _engine_of_one_shard(engine, shards)
         return StreamTransport(model, engine, report)
-    return PullTransport(model, engine, vitess=vitess, poll_interval=poll_interval)
+    return PullTransport(model, engine, vitess=vitess, poll_interval=poll_interval, shards=shards)
+
+
+def look_at_database(model: type[M], engine: Engine, shards: Sequence[str] | None) -> bool:
+    """Check that the queue is there, in these shards, and say whether this is Vitess.
+
+    :raises QueueNotFound: when the table is missing, or is not the model's queue.
+    :raises InvalidArgument: when there are no such shards.
+    """
+    with engine.connect() as connection:
+        check_database(connection, queue_table(model))
+        vitess = is_vitess(connection)
+    if shards is not None:
+        choose_shards(find_shards(engine) or [] if vitess else [], shards)
+    return vitess
+
+
+def _engine_of_one_shard(engine: Engine, shards: Sequence[str]) -> Engine:
+    chosen = choose_shards(find_shards(engine) or [], shards)
+    if len(chosen) > 1:
+        raise InvalidArgument(
+            f"shards={list(shards)!r}: a stream is from one shard, or from all; these are "
+            f"{', '.join(chosen)}. Use transport='pull' for several"
+        )
+    return shard_engine(engine, chosen[0])
 
 
 def check_transport_name(name: str) -> None:

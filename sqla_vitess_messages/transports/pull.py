@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -15,7 +15,7 @@ from ..ddl import OPTIONS_KEY
 from ..options import QueueOptions
 from .base import Leasing, M
 from .puller import Puller
-from .shards import find_shards, shard_engine
+from .shards import choose_shards, find_shards, shard_engine
 
 __all__ = ["Pull", "PullTransport"]
 
@@ -35,14 +35,22 @@ class Pull(Leasing[M]):
     :param vitess: whether the server is a vtgate: it has shards, and its tablets purge by
         themselves.
     :param poll_interval: seconds between two looks at an idle queue, at most.
+    :param shards: names or key ranges of shards; None for all.
     """
 
     def __init__(
-        self, model: type[M], engine: Engine, *, vitess: bool, poll_interval: float
+        self,
+        model: type[M],
+        engine: Engine,
+        *,
+        vitess: bool,
+        poll_interval: float,
+        shards: Sequence[str] | None = None,
     ) -> None:
         super().__init__(model, engine)
         options: QueueOptions = self._table.info[OPTIONS_KEY]
         self._vitess = vitess
+        self._wanted = shards
         self._longest_pause = poll_interval
         self._purge_interval = options.poller_interval
         self._next_purge = time.monotonic() + self._purge_interval
@@ -93,10 +101,12 @@ class Pull(Leasing[M]):
     def _look_up_shards(self) -> None:
         shards = find_shards(self._engine) if self._vitess else []
         known = shards is not None or not self._pullers
+        if shards:
+            shards = choose_shards(shards, self._wanted)
         if known and set(shards or [WHOLE]) != self._pullers.keys():
             self._forget_shards()
             self._pullers = {
-                shard: Puller(self._model, shard_engine(self._engine, shard))
+                shard: Puller(self._model, shard_engine(self._engine, shard), shard)
                 for shard in shards or ()
             } or {WHOLE: Puller(self._model, self._engine)}
         self._pullers_until = time.monotonic() + (SHARDS_KNOWN_FOR if self._vitess else math.inf)
@@ -117,9 +127,15 @@ class PullTransport(Pull[M]):
     """Waits between two looks in the subscriber's thread, until a commit in this process."""
 
     def __init__(
-        self, model: type[M], engine: Engine, *, vitess: bool, poll_interval: float
+        self,
+        model: type[M],
+        engine: Engine,
+        *,
+        vitess: bool,
+        poll_interval: float,
+        shards: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(model, engine, vitess=vitess, poll_interval=poll_interval)
+        super().__init__(model, engine, vitess=vitess, poll_interval=poll_interval, shards=shards)
         self._wake = threading.Event()
         wakeups.listen(self._table, self._wake)
 

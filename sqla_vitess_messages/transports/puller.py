@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Engine, Select, Table, bindparam, delete, select
@@ -15,7 +16,7 @@ from ..enqueue import PRIORITIES
 from ..layouts import LAYOUTS
 from ..leases import Lease, attach, update_by_id
 from ..options import QueueOptions
-from .base import Leasing, M
+from .base import Leasing, M, despite_deadlocks
 
 __all__ = ["Puller"]
 
@@ -35,10 +36,13 @@ class Puller(Leasing[M]):
     One priority at a time: within it the rows that are due are one range of ``poller_idx``. Asked
     for all priorities at once, MySQL would walk over every scheduled and every dead message first,
     because the index has the latest ``time_next`` in front.
+
+    :param shard: what the engine's connections talk to, if that is not the whole keyspace.
     """
 
-    def __init__(self, model: type[M], engine: Engine) -> None:
+    def __init__(self, model: type[M], engine: Engine, shard: str | None = None) -> None:
         super().__init__(model, engine)
+        self._shard = shard
         self._options: QueueOptions = self._table.info[OPTIONS_KEY]
         self._priorities: list[int] = []
         self._priorities_until = 0.0
@@ -75,10 +79,22 @@ class Puller(Leasing[M]):
         """Lease up to ``limit`` messages, and no more than 500, that have been due for seconds."""
         asked = time.monotonic()
         limit = min(limit, LARGEST_PULL)
+        messages = despite_deadlocks(partial(self._take, limit, clock.to_nanoseconds(due_for)))
+        stale = asked + self._options.ack_wait
+        latest = time.monotonic() + self._options.ack_wait
+        ends = {
+            epoch: latest + longest_backoff(epoch, self._options)
+            for epoch in {message.epoch for message in messages}
+        }
+        for message in messages:
+            attach(message, Lease(message.epoch, stale, ends[message.epoch], shard=self._shard))
+        return messages
+
+    def _take(self, limit: int, due_for: int) -> list[M]:
         messages: list[M] = []
         with self._engine.begin() as connection:
             session = Session(connection, expire_on_commit=False, autoflush=False)
-            values = {"_due_for": clock.to_nanoseconds(due_for)}
+            values = {"_due_for": due_for}
             for priority in self._ranks(connection):
                 values |= {"_priority": priority, "_limit": limit - len(messages)}
                 messages += session.scalars(self._taking, values)
@@ -87,14 +103,6 @@ class Puller(Leasing[M]):
             session.expunge_all()
             if messages:
                 self._postpone(connection, messages)
-        stale = asked + self._options.ack_wait
-        latest = time.monotonic() + self._options.ack_wait
-        ends = {
-            epoch: latest + longest_backoff(epoch, self._options)
-            for epoch in {message.epoch for message in messages}
-        }
-        for message in messages:
-            attach(message, Lease(message.epoch, stale, ends[message.epoch]))
         return messages
 
     def something_is_due(self) -> bool:

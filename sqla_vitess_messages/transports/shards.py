@@ -2,11 +2,61 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Engine, event, text
 
-__all__ = ["find_shards", "shard_engine"]
+from ..errors import InvalidArgument, InvalidArgumentType
+
+__all__ = ["check_shards", "choose_shards", "find_shards", "shard_engine"]
+
+_KEY_RANGE = re.compile(r"((?:[0-9a-f]{2})*)-((?:[0-9a-f]{2})*)")
+
+
+def check_shards(wanted: Sequence[str] | None) -> None:
+    """Refuse what names no shards or key ranges.
+
+    :raises InvalidArgument: with what would be right.
+    """
+    if wanted is None:
+        return
+    if isinstance(wanted, str) or not all(isinstance(name, str) for name in wanted):
+        raise InvalidArgumentType(f"shards={wanted!r}: expected a list such as ['-80']")
+    if not wanted or not all(wanted):
+        raise InvalidArgument(f"shards={wanted!r}: name a shard or a key range such as '-80'")
+
+
+def choose_shards(targets: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    """Return those of a keyspace's shards that have a part in the wanted key ranges.
+
+    After shards were merged, one of them may hold more than was wanted. It is taken whole: nothing
+    is left out.
+
+    :param targets: such as ``sharded:-80``, ``sharded:80-``.
+    :param wanted: names or key ranges, such as ``-80``; None for all.
+    :raises InvalidArgument: when there is no such shard.
+    """
+    if wanted is None:
+        return list(targets)
+    names = {target: target.partition(":")[2] for target in targets}
+    chosen = [
+        target for target, name in names.items() if any(_overlap(name, range_) for range_ in wanted)
+    ]
+    if not chosen:
+        raise InvalidArgument(
+            f"shards={list(wanted)!r}: the keyspace has {', '.join(names.values()) or 'no shards'}"
+        )
+    return chosen
+
+
+def _overlap(one: str, other: str) -> bool:
+    first, second = _KEY_RANGE.fullmatch(one), _KEY_RANGE.fullmatch(other)
+    if one == other or first is None or second is None:
+        return one == other
+    starts_before_end = second[2] == "" or first[1] < second[2]
+    return starts_before_end and (first[2] == "" or second[1] < first[2])
 
 
 def find_shards(engine: Engine) -> list[str] | None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Table, bindparam, event, select, text
+from sqlalchemy import Connection, Engine, Table, event, select, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
@@ -32,7 +32,7 @@ from sqlalchemy.sql.expression import TextClause, TextualSelect
 from ..backoff import longest_backoff
 from ..ddl import OPTIONS_KEY
 from ..events import Event, Reconnected, StreamSilent
-from ..leases import Lease, attach, fence_of
+from ..leases import CHUNK, Lease, are_in_batch, attach, batch_parameters, fence_of
 from ..options import QueueOptions
 from .base import Leasing, M, bound_reads
 from .puller import LARGEST_PULL, Puller
@@ -93,9 +93,7 @@ class StreamTransport(Leasing[M]):
         self._report = report
         self._options: QueueOptions = self._table.info[OPTIONS_KEY]
         columns = self._table.c
-        self._looking = select(columns.id, columns.epoch).where(
-            columns.id.in_(bindparam("_ids", expanding=True))
-        )
+        self._looking = select(columns.id, columns.epoch).where(*are_in_batch(self._table))
         self._puller = Puller(model, engine)
         self._arrived: SimpleQueue[M | Exception] = SimpleQueue()
         self._lanes: list[threading.Thread] = []
@@ -216,7 +214,7 @@ class StreamTransport(Leasing[M]):
             session.expunge(message)
             stale = time.monotonic() + self._options.ack_wait
             ends = stale + longest_backoff(message.epoch, self._options)
-            attach(message, Lease(message.epoch, stale, ends, self.confirm))
+            attach(message, Lease(message.epoch, stale, ends, confirm=self.confirm))
             self._arrived.put(message)
 
     def _streaming(self, seconds: float) -> Any:
@@ -225,7 +223,7 @@ class StreamTransport(Leasing[M]):
         # TextualSelect asks no more of its text than that it compiles.
         source = cast("TextClause", _StreamFrom(self._table, seconds))
         columns: list[Any] = [self._table.c[name] for name in names]
-        return self._select().from_statement(TextualSelect(source, columns, positional=True))
+        return self._select().from_statement(TextualSelect(source, columns, positional=False))
 
     def confirm(self, messages: Sequence[M]) -> None:
         """Wait until the rows of these messages show that Vitess has postponed them.
@@ -233,18 +231,18 @@ class StreamTransport(Leasing[M]):
         The look is on a connection of its own: the caller's transaction may have an older view of
         the rows, and an UPDATE that matches nothing would lock them against the postpone.
         """
-        waiting = {message.id: fence_of(message) for message in messages}
+        waiting = {message.id: message for message in messages}
         give_up = time.monotonic() + CONFIRM_WITHIN
         pause = 0.001
         while waiting:
-            ids = list(waiting)[:500]
+            some = list(waiting.values())[:CHUNK]
             with self._engine.connect() as connection:
-                seen = {
-                    row.id: row.epoch for row in connection.execute(self._looking, {"_ids": ids})
-                }
-            for id_ in ids:
-                if seen.get(id_, waiting[id_]) >= waiting[id_]:
-                    del waiting[id_]
+                rows = connection.execute(self._looking, batch_parameters(self._table, some))
+                seen = {row.id: row.epoch for row in rows}
+            for message in some:
+                fence = fence_of(message)
+                if seen.get(message.id, fence) >= fence:
+                    del waiting[message.id]
             if not waiting or time.monotonic() > give_up:
                 return
             time.sleep(pause)

@@ -22,7 +22,7 @@ from sqla_vitess_messages import AlreadySettled, QueueOptions, Subscriber
 from sqla_vitess_messages.enqueue import random_id
 from sqla_vitess_messages.transports import TransportName
 from sqla_vitess_messages.transports.shards import find_shards
-from tests.backends import ack, enqueue, eventually, make_queue_class, shard_by_id
+from tests.backends import ack, enqueue, eventually, make_queue_class
 from tests.conftest import server_url
 from tools.vitess import Cluster
 from tools.vitess.cluster import SHARDED, TABLETS
@@ -237,9 +237,9 @@ def test_subscribers_follow_a_change_of_shards(cluster: Cluster) -> None:
     """The last test of this cluster: its two shards become four."""
     url = cluster.url(SHARDED, gate="vtgate-fast")
     engine = create_engine(url, connect_args={"read_timeout": 10})
-    queue = make_queue_class(QueueOptions(ack_wait=2, min_backoff=0.2))
-    queue.metadata.create_all(engine, checkfirst=False)
-    shard_by_id(engine, queue)
+    options = QueueOptions(ack_wait=2, min_backoff=0.2, shard_by="tenant", vindex="hash")
+    queue = make_queue_class(options)
+    queue.metadata.create_all(engine)
     splitting = threading.Thread(target=cluster.split_shards)
     rounds = 0
     with Subscriber(queue, url) as subscriber:

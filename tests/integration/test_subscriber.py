@@ -399,7 +399,7 @@ def test_an_error_that_sqlalchemy_does_not_wrap_ends_no_subscriber(
     def lose(_connection: object, _options: object) -> None:
         raise OperationalError(2013, "Lost connection")  # As when the server dies just now.
 
-    eventually(lambda: "reconnecting" in caplog.text)
+    eventually(lambda: "trying again" in caplog.text)
     enqueue(engine, queue(body="after it"))
     assert subscriber.get(20).body == "after it"
     told = [Reconnecting, Reconnected]

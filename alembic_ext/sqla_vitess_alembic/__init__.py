@@ -1,0 +1,43 @@
+"""Alembic for message queues: autogenerate, and operations for queues, vschema and online DDL.
+
+Installed is enough: Alembic finds :mod:`.plugin` by its entry point.
+"""
+
+from __future__ import annotations
+
+from .online_ddl import MigrationFailed, use_ddl_strategy
+from .operations import (
+    AlterMessageQueueOp,
+    ConvertFromMessageQueueOp,
+    ConvertToMessageQueueOp,
+    CreateMessageQueueOp,
+    DropMessageQueueOp,
+)
+from .vschema_operations import (
+    AddVindexOp,
+    AddVschemaTableOp,
+    CreateSequenceOp,
+    CreateVindexOp,
+    DropSequenceOp,
+    DropVindexOp,
+    DropVschemaTableOp,
+    RemoveVindexOp,
+)
+
+__all__ = [
+    "AddVindexOp",
+    "AddVschemaTableOp",
+    "AlterMessageQueueOp",
+    "ConvertFromMessageQueueOp",
+    "ConvertToMessageQueueOp",
+    "CreateMessageQueueOp",
+    "CreateSequenceOp",
+    "CreateVindexOp",
+    "DropMessageQueueOp",
+    "DropSequenceOp",
+    "DropVindexOp",
+    "DropVschemaTableOp",
+    "MigrationFailed",
+    "RemoveVindexOp",
+    "use_ddl_strategy",
+]

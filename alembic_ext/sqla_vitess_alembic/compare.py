@@ -1,0 +1,339 @@
+"""What autogenerate finds about queues: it puts right what Alembic's own comparison made of them.
+
+Alembic sees a queue as a table with a comment, indexes and columns of its own, and compares those
+by their text. Here they become operations on queues, in an order in which the table is a working
+queue after every step: one that isn't stops schema reloading for a whole Vitess tablet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alembic.operations import ops
+from alembic.util import PriorityDispatchResult
+from sqlalchemy import Integer, Table
+from sqlalchemy.engine.reflection import Inspector
+
+from sqla_vitess_messages import InvalidQueue, QueueOptions
+from sqla_vitess_messages.ddl import (
+    OPTIONS_KEY,
+    check_message_table,
+    index_names,
+    is_vitess,
+)
+from sqla_vitess_messages.layouts import LAYOUTS
+from sqla_vitess_messages.options import MARK, Layout
+from sqla_vitess_messages.vschema import Vindex, is_sharded, vindexes_of
+
+from .operations import (
+    AlterMessageQueueOp,
+    ConvertToMessageQueueOp,
+    CreateMessageQueueOp,
+    DropMessageQueueOp,
+)
+from .vschema_operations import AddVindexOp
+
+if TYPE_CHECKING:
+    from alembic.autogenerate.api import AutogenContext
+
+__all__ = ["compare_queues"]
+
+_QUEUE_INDEXES = {spec.name for layout in LAYOUTS.values() for spec in layout.indexes}
+
+
+@dataclass
+class _Existing:
+    """The table in the database that has a queue's name."""
+
+    columns: dict[str, Any]
+    primary_key: tuple[str, ...]
+    indexes: set[str]
+    comment: str | None
+    """None where the database keeps no comments."""
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout that the table has; None for an ordinary table."""
+        for name in ("portable", "minimal", "classic"):
+            layout: Layout = name
+            spec = LAYOUTS[layout]
+            if self.columns.keys() >= set(spec.columns) and self.primary_key == spec.primary_key:
+                return layout
+        return None
+
+    @property
+    def options(self) -> QueueOptions | None:
+        """The options that the comment tells; None if it tells none."""
+        if not self.comment or self.layout is None:
+            return None
+        try:
+            return QueueOptions.from_comment(self.comment, layout=self.layout)
+        except InvalidQueue:
+            return None
+
+
+def compare_queues(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
+    """Rewrite what Alembic's comparison found about queues.
+
+    :raises InvalidQueue: for a change that no migration can make.
+    """
+    assert context.connection is not None
+    queues = set()
+    for table in context.sorted_tables:
+        check_message_table(table)
+        if isinstance(table.info.get(OPTIONS_KEY), QueueOptions):
+            queues.add((table.schema, table.name))
+            if (created := _find(upgrade_ops, ops.CreateTableOp, table)) is not None:
+                _create(upgrade_ops, created, table)
+            elif (existing := _look_at(context, table)) is not None:
+                _compare(context, upgrade_ops, table, existing)
+    for operation in list(upgrade_ops.ops):
+        if isinstance(operation, ops.DropTableOp):
+            _drop(context, upgrade_ops, operation)
+        elif (
+            isinstance(operation, ops.ModifyTableOps)
+            and (operation.schema, operation.table_name) not in queues
+        ):
+            _put_comment_first(operation)
+    return PriorityDispatchResult.CONTINUE
+
+
+def _find(upgrade_ops: ops.UpgradeOps, kind: type[Any], table: Table) -> Any:
+    for operation in upgrade_ops.ops:
+        if (
+            isinstance(operation, kind)
+            and operation.table_name == table.name
+            and operation.schema in (table.schema, None)
+        ):
+            return operation
+    return None
+
+
+def _look_at(context: AutogenContext, table: Table) -> _Existing | None:
+    """Return what the database has under the queue's name, unless filters hide the table."""
+    inspector = context.inspector
+    if not inspector.has_table(table.name, schema=table.schema):
+        return None
+    if not context.run_object_filters(table, table.name, "table", False, None):
+        return None
+    return _reflect(inspector, table.name, table.schema)
+
+
+def _reflect(inspector: Inspector, name: str, schema: str | None) -> _Existing:
+    comment = None
+    if inspector.dialect.supports_comments:
+        comment = inspector.get_table_comment(name, schema=schema)["text"] or ""
+    return _Existing(
+        {str(column["name"]): column for column in inspector.get_columns(name, schema=schema)},
+        tuple(inspector.get_pk_constraint(name, schema=schema)["constrained_columns"]),
+        {str(index["name"]) for index in inspector.get_indexes(name, schema=schema)},
+        comment,
+    )
+
+
+def _create(upgrade_ops: ops.UpgradeOps, created: ops.CreateTableOp, table: Table) -> None:
+    creating = CreateMessageQueueOp.from_table(table, table.info[OPTIONS_KEY])
+    upgrade_ops.ops[upgrade_ops.ops.index(created)] = creating
+    modify = _find(upgrade_ops, ops.ModifyTableOps, table)
+    if modify is not None:
+        modify.ops = [o for o in modify.ops if not _is_own_index(o, table.name)]
+        if not modify.ops:
+            upgrade_ops.ops.remove(modify)
+
+
+def _drop(context: AutogenContext, upgrade_ops: ops.UpgradeOps, dropped: ops.DropTableOp) -> None:
+    existing = _reflect(context.inspector, dropped.table_name, dropped.schema)
+    layout = existing.layout
+    if layout is None or (existing.comment is not None and MARK not in existing.comment):
+        return
+    options = existing.options or QueueOptions(layout=layout)
+    table = dropped.to_table(context.migration_context)
+    if vindexes := _existing_vindexes(context, table):
+        options = options.replace(shard_by=vindexes[0].columns, vindex=vindexes[0].name)
+    creating = CreateMessageQueueOp.from_table(table, options)
+    upgrade_ops.ops[upgrade_ops.ops.index(dropped)] = DropMessageQueueOp(
+        dropped.table_name, schema=dropped.schema, creating=creating
+    )
+    modify = _find(upgrade_ops, ops.ModifyTableOps, table)
+    if modify is not None:
+        modify.ops = [o for o in modify.ops if not _is_own_index(o, table.name)]
+        if not modify.ops:
+            upgrade_ops.ops.remove(modify)
+
+
+def _compare(
+    context: AutogenContext, upgrade_ops: ops.UpgradeOps, table: Table, existing: _Existing
+) -> None:
+    assert context.connection is not None
+    modify = _find(upgrade_ops, ops.ModifyTableOps, table)
+    found: list[ops.MigrateOperation] = [] if modify is None else list(modify.ops)
+    change = _change(table, existing)
+    own = index_names(table, context.connection.dialect.name)
+    wanted_indexes = set() if _makes_indexes(change) else own - existing.indexes
+    columns = LAYOUTS[table.info[OPTIONS_KEY].layout].columns
+    rest = [
+        operation
+        for operation in found
+        if not _is_settled_otherwise(operation, table.name, columns, change, wanted_indexes)
+    ]
+    added = [operation for operation in rest if isinstance(operation, ops.AddColumnOp)]
+    others = [operation for operation in rest if not isinstance(operation, ops.AddColumnOp)]
+    changes = [] if change is None else [change]
+    vindexes = _vindexes(context, table)
+    if not (added or changes or others or vindexes):
+        if modify is not None:
+            upgrade_ops.ops.remove(modify)
+        return
+    if modify is None:
+        modify = ops.ModifyTableOps(table.name, [], schema=table.schema)
+        upgrade_ops.ops.append(modify)
+    # A column is there before the comment names it, and goes after the comment has let it go:
+    # Alembic has the columns to be dropped last, and a downgrade goes the other way round.
+    modify.ops = [*added, *changes, *vindexes, *others]
+
+
+def _change(
+    table: Table, existing: _Existing
+) -> AlterMessageQueueOp | ConvertToMessageQueueOp | None:
+    """Return how the table becomes the queue that the model says.
+
+    :raises InvalidQueue: when it can't.
+    """
+    options: QueueOptions = table.info[OPTIONS_KEY]
+    layout = existing.layout
+    if layout is None:
+        _check_convertible(table, existing, options)
+        autoincrement = existing.columns["id"].get("autoincrement") in (True, "auto")
+        return ConvertToMessageQueueOp(
+            table.name, options, autoincrement=autoincrement, schema=table.schema
+        )
+    if layout != options.layout and (layout, options.layout) != ("classic", "portable"):
+        raise InvalidQueue(
+            f"table {table.name!r}: has the {layout} layout and the model the {options.layout} "
+            "one, for which Vitess would have to do without a column or key that it needs; set "
+            f"layout={layout!r}, or make a queue of another name and let this one run empty"
+        )
+    if layout == options.layout and (existing.comment is None or _same(existing.options, options)):
+        return None
+    return AlterMessageQueueOp(
+        table.name,
+        options,
+        schema=table.schema,
+        existing_layout=layout,
+        existing=existing.options,
+    )
+
+
+def _check_convertible(table: Table, existing: _Existing, options: QueueOptions) -> None:
+    if existing.comment and MARK in existing.comment:
+        lacks = [name for name in LAYOUTS["minimal"].columns if name not in existing.columns]
+        raise InvalidQueue(
+            f"table {table.name!r}: its comment says that it is a message table, but it "
+            f"{'lacks ' + ', '.join(lacks) if lacks else 'has another primary key'}; "
+            "Vitess can't work with it. Drop the comment, or the table, by hand first"
+        )
+    if options.layout == "classic":
+        raise InvalidQueue(
+            f"table {table.name!r}: an existing table becomes a queue with the portable or "
+            "minimal layout, not the classic one"
+        )
+    id_column = existing.columns.get("id")
+    if existing.primary_key != ("id",) or not isinstance(id_column and id_column["type"], Integer):
+        raise InvalidQueue(
+            f"table {table.name!r}: its primary key is ({', '.join(existing.primary_key)}); a "
+            "table becomes a queue if that is an integer column 'id'. Make a queue of another "
+            "name, and copy the rows"
+        )
+    taken = set(LAYOUTS[options.layout].columns) - {"id"}
+    if clashes := sorted(taken & existing.columns.keys()):
+        raise InvalidQueue(
+            f"table {table.name!r}: its columns {', '.join(clashes)} have names that belong to "
+            "the queue; rename them in a migration of their own first"
+        )
+
+
+def _same(one: QueueOptions | None, other: QueueOptions) -> bool:
+    """Compare by what the options mean: in which order columns are streamed doesn't matter."""
+    if one is None:
+        return False
+    columns = [None if o.message_cols is None else set(o.message_cols) for o in (one, other)]
+    ignored = {"message_cols": None, "shard_by": None, "vindex": None}
+    return columns[0] == columns[1] and one.replace(**ignored) == other.replace(**ignored)
+
+
+def _makes_indexes(change: ops.MigrateOperation | None) -> bool:
+    if isinstance(change, AlterMessageQueueOp):
+        return change.existing_layout != change.options.layout
+    return change is not None
+
+
+def _is_own_index(operation: ops.MigrateOperation, table_name: str) -> bool:
+    if not isinstance(operation, (ops.CreateIndexOp, ops.DropIndexOp)):
+        return False
+    return str(operation.index_name).removeprefix(f"{table_name}_") in _QUEUE_INDEXES
+
+
+def _is_settled_otherwise(
+    operation: ops.MigrateOperation,
+    table_name: str,
+    columns: Sequence[str],
+    change: ops.MigrateOperation | None,
+    wanted_indexes: set[str],
+) -> bool:
+    """Say whether Alembic's operation is about what the queue's own ones see to."""
+    if isinstance(operation, (ops.CreateTableCommentOp, ops.DropTableCommentOp)):
+        return True
+    if isinstance(operation, ops.DropConstraintOp):
+        return str(operation.constraint_name) in _QUEUE_INDEXES
+    if _is_own_index(operation, table_name):
+        return not (
+            isinstance(operation, ops.CreateIndexOp) and operation.index_name in wanted_indexes
+        )
+    if isinstance(operation, ops.AddColumnOp):
+        return operation.column.name in columns
+    if isinstance(operation, ops.AlterColumnOp):
+        return operation.column_name in columns and _makes_indexes(change)
+    return False
+
+
+def _vindexes(context: AutogenContext, table: Table) -> list[ops.MigrateOperation]:
+    """Return what the vschema lacks of a queue in a sharded keyspace.
+
+    :raises InvalidQueue: when it is sharded by something else.
+    """
+    options: QueueOptions = table.info[OPTIONS_KEY]
+    vindexes = _existing_vindexes(context, table)
+    if options.shard_by is None or options.vindex is None or vindexes is None:
+        return []
+    if not vindexes:
+        adding = AddVindexOp(table.name, options.shard_by, options.vindex, keyspace=table.schema)
+        return [adding]
+    if vindexes[0].columns != options.shard_by or vindexes[0].name != options.vindex:
+        raise InvalidQueue(
+            f"table {table.name!r}: is sharded by {vindexes[0].name}"
+            f"({', '.join(vindexes[0].columns)}) and the model says {options.vindex}"
+            f"({', '.join(options.shard_by)}); rows can't move to other shards in a migration. "
+            "Make a queue of another name and let this one run empty"
+        )
+    return []
+
+
+def _existing_vindexes(context: AutogenContext, table: Table) -> list[Vindex] | None:
+    """Return the vindexes of a table; None where there are no shards."""
+    connection = context.connection
+    if connection is None or not is_vitess(connection) or not is_sharded(connection):
+        return None
+    return vindexes_of(connection, table)
+
+
+def _put_comment_first(modify: ops.ModifyTableOps) -> None:
+    """Let a table that was a queue lose its comment before its columns."""
+    dropping = [
+        operation
+        for operation in modify.ops
+        if isinstance(operation, (ops.CreateTableCommentOp, ops.DropTableCommentOp))
+        and MARK in (operation.existing_comment or "")
+    ]
+    modify.ops = dropping + [operation for operation in modify.ops if operation not in dropping]

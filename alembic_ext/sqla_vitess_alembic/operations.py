@@ -1,0 +1,370 @@
+"""Operations on message queues in a migration: ``op.create_message_queue`` and its like.
+
+A queue's options are keyword arguments, those of :class:`~sqla_vitess_messages.QueueOptions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Literal
+
+from alembic.operations import MigrateOperation, Operations
+from alembic.operations.schemaobj import SchemaObjects
+from sqlalchemy import MetaData, PrimaryKeyConstraint, Table
+from sqlalchemy.schema import SchemaItem
+
+from sqla_vitess_messages import InvalidArgument, QueueOptions, vschema
+from sqla_vitess_messages.ddl import (
+    InlineIndex,
+    make_queue_table,
+    only_indexes_of,
+    streamed_columns,
+)
+from sqla_vitess_messages.layouts import LAYOUTS, make_columns
+from sqla_vitess_messages.options import Layout
+
+from . import conversion
+from .vschema_operations import targets_vitess
+
+__all__ = [
+    "AlterMessageQueueOp",
+    "ConvertFromMessageQueueOp",
+    "ConvertToMessageQueueOp",
+    "CreateMessageQueueOp",
+    "DropMessageQueueOp",
+]
+
+OPTION_NAMES = tuple(field.name for field in fields(QueueOptions))
+
+ExistingRows = Literal["dead", "due"]
+
+
+def _split(arguments: dict[str, Any]) -> tuple[QueueOptions, dict[str, Any]]:
+    """Return the options among keyword arguments, and the rest, which is for the Table."""
+    given = {name: arguments.pop(name) for name in OPTION_NAMES if name in arguments}
+    return QueueOptions(**given), arguments
+
+
+@Operations.register_operation("create_message_queue")
+class CreateMessageQueueOp(MigrateOperation):
+    """Create a queue's table, with its keys, indexes, comment and vindex."""
+
+    def __init__(
+        self,
+        name: str,
+        payload: Sequence[SchemaItem],
+        options: QueueOptions,
+        *,
+        schema: str | None = None,
+        **table_options: Any,
+    ) -> None:
+        self.name = name
+        self.payload = list(payload)
+        self.options = options
+        self.schema = schema
+        self.table_options = table_options
+
+    @classmethod
+    def create_message_queue(
+        cls,
+        operations: Operations,
+        name: str,
+        *payload: SchemaItem,
+        schema: str | None = None,
+        **options: Any,
+    ) -> Table:
+        """Create a queue.
+
+        :param payload: the columns and constraints that follow the queue's own.
+        :param options: those of :class:`~sqla_vitess_messages.QueueOptions`, and any of the Table's
+            such as ``mysql_engine``.
+        :raises InvalidQueue: before anything is sent, when they make no working queue.
+        """
+        queue_options, table_options = _split(options)
+        table: Table = operations.invoke(
+            cls(name, payload, queue_options, schema=schema, **table_options)
+        )
+        return table
+
+    @classmethod
+    def from_table(cls, table: Table, options: QueueOptions) -> CreateMessageQueueOp:
+        """Return the operation that makes this queue."""
+        own = LAYOUTS[options.layout].columns
+        payload: list[SchemaItem] = [column for column in table.columns if column.name not in own]
+        payload += [
+            constraint
+            for constraint in table.constraints
+            if not isinstance(constraint, (PrimaryKeyConstraint, InlineIndex))
+        ]
+        if options.message_cols == tuple(streamed_columns(table)):
+            options = options.replace(message_cols=None)
+        return cls(table.name, payload, options, schema=table.schema, **table.kwargs)
+
+    def reverse(self) -> DropMessageQueueOp:
+        return DropMessageQueueOp(self.name, schema=self.schema, creating=self)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("create_message_queue", self.name)
+
+
+@Operations.register_operation("drop_message_queue")
+class DropMessageQueueOp(MigrateOperation):
+    """Drop a queue's table, and its entry in the vschema."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        schema: str | None = None,
+        creating: CreateMessageQueueOp | None = None,
+    ) -> None:
+        self.name = name
+        self.schema = schema
+        self._creating = creating
+
+    @classmethod
+    def drop_message_queue(
+        cls, operations: Operations, name: str, *, schema: str | None = None
+    ) -> None:
+        """Drop a queue with its messages."""
+        operations.invoke(cls(name, schema=schema))
+
+    def reverse(self) -> CreateMessageQueueOp:
+        if self._creating is None:
+            raise ValueError(f"it isn't known how to create the queue {self.name!r}")
+        return self._creating
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("drop_message_queue", self.name)
+
+
+@Operations.register_operation("alter_message_queue")
+class AlterMessageQueueOp(MigrateOperation):
+    """Change a queue's options, or its layout from classic to portable."""
+
+    def __init__(
+        self,
+        name: str,
+        options: QueueOptions,
+        *,
+        schema: str | None = None,
+        existing_layout: Layout | None = None,
+        existing: QueueOptions | None = None,
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.schema = schema
+        self.existing_layout = existing_layout or options.layout
+        self._existing = existing
+
+    @classmethod
+    def alter_message_queue(
+        cls,
+        operations: Operations,
+        name: str,
+        *,
+        existing_layout: Layout | None = None,
+        schema: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Give a queue other options.
+
+        :param existing_layout: the layout that the table has, if it is to have another.
+        :param options: all those of :class:`~sqla_vitess_messages.QueueOptions` that aren't to have
+            their defaults; ``message_cols`` too, unless the layout is classic.
+        """
+        queue_options, unknown = _split(options)
+        if unknown:
+            raise InvalidArgument(f"{', '.join(unknown)}: no such options of a queue")
+        if queue_options.message_cols is None and LAYOUTS[queue_options.layout].streams_all:
+            raise InvalidArgument(
+                "message_cols=None: name the columns that are streamed, id first: "
+                "the migration doesn't know the table's columns"
+            )
+        operations.invoke(cls(name, queue_options, schema=schema, existing_layout=existing_layout))
+
+    def reverse(self) -> AlterMessageQueueOp:
+        return AlterMessageQueueOp(
+            self.name,
+            self._existing or self.options,
+            schema=self.schema,
+            existing_layout=self.options.layout,
+            existing=self.options,
+        )
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("alter_message_queue", self.name, self.options.to_comment())
+
+
+@Operations.register_operation("convert_to_message_queue")
+class ConvertToMessageQueueOp(MigrateOperation):
+    """Make a queue of an ordinary table."""
+
+    def __init__(
+        self,
+        name: str,
+        options: QueueOptions,
+        *,
+        autoincrement: bool = False,
+        existing_rows: ExistingRows = "dead",
+        schema: str | None = None,
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.autoincrement = autoincrement
+        self.existing_rows = existing_rows
+        self.schema = schema
+
+    @classmethod
+    def convert_to_message_queue(
+        cls,
+        operations: Operations,
+        name: str,
+        *,
+        existing_rows: ExistingRows = "dead",
+        schema: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Make a queue of a table whose primary key is an integer column ``id``.
+
+        :param existing_rows: what becomes of its rows: ``"dead"`` messages, which are delivered
+            once they are requeued, or messages that are ``"due"`` at once.
+        :param options: as in ``alter_message_queue``.
+        """
+        if existing_rows not in ("dead", "due"):
+            raise InvalidArgument(f"existing_rows={existing_rows!r}: expected 'dead' or 'due'")
+        queue_options, unknown = _split(options)
+        if unknown:
+            raise InvalidArgument(f"{', '.join(unknown)}: no such options of a queue")
+        operations.invoke(cls(name, queue_options, existing_rows=existing_rows, schema=schema))
+
+    def reverse(self) -> ConvertFromMessageQueueOp:
+        return ConvertFromMessageQueueOp(
+            self.name, self.options, autoincrement=self.autoincrement, schema=self.schema
+        )
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("convert_to_message_queue", self.name)
+
+
+@Operations.register_operation("convert_from_message_queue")
+class ConvertFromMessageQueueOp(MigrateOperation):
+    """Make an ordinary table of a queue."""
+
+    def __init__(
+        self,
+        name: str,
+        options: QueueOptions,
+        *,
+        autoincrement: bool = False,
+        schema: str | None = None,
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.autoincrement = autoincrement
+        self.schema = schema
+
+    @classmethod
+    def convert_from_message_queue(
+        cls,
+        operations: Operations,
+        name: str,
+        *,
+        layout: Layout = "portable",
+        autoincrement: bool = False,
+        schema: str | None = None,
+    ) -> None:
+        """Make an ordinary table, with the primary key ``id``, of a queue; its rows stay.
+
+        :param layout: the queue's.
+        :param autoincrement: whether the database gives new rows their ids.
+        """
+        options = QueueOptions(layout=layout)
+        operations.invoke(cls(name, options, autoincrement=autoincrement, schema=schema))
+
+    def reverse(self) -> ConvertToMessageQueueOp:
+        return ConvertToMessageQueueOp(
+            self.name, self.options, autoincrement=self.autoincrement, schema=self.schema
+        )
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("convert_from_message_queue", self.name)
+
+
+@Operations.implementation_for(CreateMessageQueueOp)
+def _create(operations: Operations, operation: CreateMessageQueueOp) -> Table:
+    table = SchemaObjects(operations.migration_context).table(
+        operation.name,
+        *make_columns(operation.options.layout),
+        *operation.payload,
+        schema=operation.schema,
+        **operation.table_options,
+    )
+    make_queue_table(table, operation.options)
+    only_indexes_of(table, operations.migration_context.dialect.name)
+    operations.impl.create_table(table)
+    if operation.options.shard_by and operations.migration_context.as_sql:
+        _add_vindex(operations, operation)
+    return table
+
+
+def _add_vindex(operations: Operations, operation: CreateMessageQueueOp) -> None:
+    """Write what a live connection is told when the table was created."""
+    columns, vindex = operation.options.shard_by, operation.options.vindex
+    assert columns is not None
+    assert vindex is not None
+    if targets_vitess(operations, sharded=True):
+        operations.execute(
+            vschema.AddVindex(operation.name, columns, vindex, keyspace=operation.schema)
+        )
+
+
+@Operations.implementation_for(DropMessageQueueOp)
+def _drop(operations: Operations, operation: DropMessageQueueOp) -> None:
+    table = Table(operation.name, MetaData(), schema=operation.schema)
+    connection = operations.migration_context.connection
+    known = targets_vitess(operations, sharded=True)
+    if known and connection is not None and not operations.migration_context.as_sql:
+        known = bool(vschema.vindexes_of(connection, table))
+    operations.impl.drop_table(table)
+    if known:
+        operations.execute(vschema.DropTable(operation.name, keyspace=operation.schema))
+
+
+@Operations.implementation_for(AlterMessageQueueOp)
+def _alter(operations: Operations, operation: AlterMessageQueueOp) -> None:
+    if operation.existing_layout != operation.options.layout:
+        conversion.change_layout(
+            operations,
+            operation.name,
+            operation.schema,
+            operation.existing_layout,
+            operation.options,
+        )
+    elif operations.migration_context.dialect.supports_comments:
+        operations.create_table_comment(
+            operation.name, operation.options.to_comment(), schema=operation.schema
+        )
+
+
+@Operations.implementation_for(ConvertToMessageQueueOp)
+def _convert_to(operations: Operations, operation: ConvertToMessageQueueOp) -> None:
+    conversion.to_queue(
+        operations,
+        operation.name,
+        operation.schema,
+        operation.options,
+        due=operation.existing_rows == "due",
+    )
+
+
+@Operations.implementation_for(ConvertFromMessageQueueOp)
+def _convert_from(operations: Operations, operation: ConvertFromMessageQueueOp) -> None:
+    conversion.from_queue(
+        operations,
+        operation.name,
+        operation.schema,
+        operation.options.layout,
+        autoincrement=operation.autoincrement,
+    )
