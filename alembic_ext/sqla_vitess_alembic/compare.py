@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alembic.operations import ops
-from alembic.util import PriorityDispatchResult
-from sqlalchemy import Integer, Table
+from alembic.util import CommandError, PriorityDispatchResult
+from sqlalchemy import Index, Integer, Table, UniqueConstraint
 from sqlalchemy.engine.reflection import Inspector
+from sqlalchemy.schema import SchemaItem
 
 from sqla_vitess_messages import InvalidQueue, QueueOptions
 from sqla_vitess_messages.ddl import (
@@ -33,14 +34,15 @@ from .operations import (
     CreateMessageQueueOp,
     DropMessageQueueOp,
 )
-from .vschema_operations import AddVindexOp
+from .vschema_operations import SEQUENCE, AddVindexOp
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
 
-__all__ = ["compare_queues"]
+__all__ = ["compare_queues", "leave_out_indexes"]
 
 _QUEUE_INDEXES = {spec.name for layout in LAYOUTS.values() for spec in layout.indexes}
+_EVERY_QUEUE_HAS = set.intersection(*(set(layout.columns) for layout in LAYOUTS.values()))
 
 
 @dataclass
@@ -74,12 +76,36 @@ class _Existing:
             return None
 
 
+def leave_out_indexes(
+    context: AutogenContext, _upgrade_ops: ops.UpgradeOps
+) -> PriorityDispatchResult:
+    """Keep Alembic from comparing the queues' own indexes, whose DESC reflection may lose."""
+    context._object_filters.append(_is_compared)
+    return PriorityDispatchResult.CONTINUE
+
+
+def _is_compared(
+    item: SchemaItem, name: str | None, _type: str, _reflected: bool, _compare_to: object
+) -> bool:
+    if not isinstance(item, (Index, UniqueConstraint)) or item.table is None:
+        return True
+    is_queue = OPTIONS_KEY in item.table.info or _EVERY_QUEUE_HAS.issubset(item.table.c.keys())
+    return not is_queue or str(name).removeprefix(f"{item.table.name}_") not in _QUEUE_INDEXES
+
+
 def compare_queues(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
     """Rewrite what Alembic's comparison found about queues.
 
-    :raises InvalidQueue: for a change that no migration can make.
+    :raises CommandError: for a change that no migration can make.
     """
-    assert context.connection is not None
+    try:
+        _compare_all(context, upgrade_ops)
+    except InvalidQueue as error:
+        raise CommandError(str(error)) from error
+    return PriorityDispatchResult.CONTINUE
+
+
+def _compare_all(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> None:
     queues = set()
     for table in context.sorted_tables:
         check_message_table(table)
@@ -97,7 +123,6 @@ def compare_queues(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> Prio
             and (operation.schema, operation.table_name) not in queues
         ):
             _put_comment_first(operation)
-    return PriorityDispatchResult.CONTINUE
 
 
 def _find(upgrade_ops: ops.UpgradeOps, kind: type[Any], table: Table) -> Any:
@@ -136,15 +161,13 @@ def _reflect(inspector: Inspector, name: str, schema: str | None) -> _Existing:
 def _create(upgrade_ops: ops.UpgradeOps, created: ops.CreateTableOp, table: Table) -> None:
     creating = CreateMessageQueueOp.from_table(table, table.info[OPTIONS_KEY])
     upgrade_ops.ops[upgrade_ops.ops.index(created)] = creating
-    modify = _find(upgrade_ops, ops.ModifyTableOps, table)
-    if modify is not None:
-        modify.ops = [o for o in modify.ops if not _is_own_index(o, table.name)]
-        if not modify.ops:
-            upgrade_ops.ops.remove(modify)
 
 
 def _drop(context: AutogenContext, upgrade_ops: ops.UpgradeOps, dropped: ops.DropTableOp) -> None:
     existing = _reflect(context.inspector, dropped.table_name, dropped.schema)
+    if existing.comment == SEQUENCE:
+        upgrade_ops.ops.remove(dropped)  # op.create_sequence made it, and no model has it.
+        return
     layout = existing.layout
     if layout is None or (existing.comment is not None and MARK not in existing.comment):
         return
@@ -156,42 +179,36 @@ def _drop(context: AutogenContext, upgrade_ops: ops.UpgradeOps, dropped: ops.Dro
     upgrade_ops.ops[upgrade_ops.ops.index(dropped)] = DropMessageQueueOp(
         dropped.table_name, schema=dropped.schema, creating=creating
     )
-    modify = _find(upgrade_ops, ops.ModifyTableOps, table)
-    if modify is not None:
-        modify.ops = [o for o in modify.ops if not _is_own_index(o, table.name)]
-        if not modify.ops:
-            upgrade_ops.ops.remove(modify)
 
 
 def _compare(
     context: AutogenContext, upgrade_ops: ops.UpgradeOps, table: Table, existing: _Existing
 ) -> None:
-    assert context.connection is not None
-    modify = _find(upgrade_ops, ops.ModifyTableOps, table)
-    found: list[ops.MigrateOperation] = [] if modify is None else list(modify.ops)
+    options: QueueOptions = table.info[OPTIONS_KEY]
     change = _change(table, existing)
-    own = index_names(table, context.connection.dialect.name)
-    wanted_indexes = set() if _makes_indexes(change) else own - existing.indexes
-    columns = LAYOUTS[table.info[OPTIONS_KEY].layout].columns
+    is_rebuilt = existing.layout != options.layout
+    modify = _find(upgrade_ops, ops.ModifyTableOps, table)
+    own = LAYOUTS[options.layout].columns
     rest = [
         operation
-        for operation in found
-        if not _is_settled_otherwise(operation, table.name, columns, change, wanted_indexes)
+        for operation in ([] if modify is None else modify.ops)
+        if not _is_about_queue(operation, own if is_rebuilt else ())
     ]
     added = [operation for operation in rest if isinstance(operation, ops.AddColumnOp)]
     others = [operation for operation in rest if not isinstance(operation, ops.AddColumnOp)]
-    changes = [] if change is None else [change]
-    vindexes = _vindexes(context, table)
-    if not (added or changes or others or vindexes):
-        if modify is not None:
-            upgrade_ops.ops.remove(modify)
-        return
-    if modify is None:
+    changes: list[ops.MigrateOperation] = [] if change is None else [change]
+    if not is_rebuilt:
+        changes += _missing_indexes(context, table, existing)
+    changes += _missing_vindexes(context, table)
+    if modify is None and changes:
         modify = ops.ModifyTableOps(table.name, [], schema=table.schema)
         upgrade_ops.ops.append(modify)
-    # A column is there before the comment names it, and goes after the comment has let it go:
-    # Alembic has the columns to be dropped last, and a downgrade goes the other way round.
-    modify.ops = [*added, *changes, *vindexes, *others]
+    if modify is not None:
+        # A column is there before the comment names it, and goes after the comment has let it go:
+        # Alembic drops columns last, and a downgrade goes the other way round.
+        modify.ops = [*added, *changes, *others]
+        if not modify.ops:
+            upgrade_ops.ops.remove(modify)
 
 
 def _change(
@@ -217,12 +234,11 @@ def _change(
         )
     if layout == options.layout and (existing.comment is None or _same(existing.options, options)):
         return None
+    before = existing.options
+    if before is None:  # As where there are no comments.
+        before = options if layout == options.layout else QueueOptions(layout=layout)
     return AlterMessageQueueOp(
-        table.name,
-        options,
-        schema=table.schema,
-        existing_layout=layout,
-        existing=existing.options,
+        table.name, options, schema=table.schema, existing_layout=layout, existing=before
     )
 
 
@@ -263,42 +279,25 @@ def _same(one: QueueOptions | None, other: QueueOptions) -> bool:
     return columns[0] == columns[1] and one.replace(**ignored) == other.replace(**ignored)
 
 
-def _makes_indexes(change: ops.MigrateOperation | None) -> bool:
-    if isinstance(change, AlterMessageQueueOp):
-        return change.existing_layout != change.options.layout
-    return change is not None
-
-
-def _is_own_index(operation: ops.MigrateOperation, table_name: str) -> bool:
-    if not isinstance(operation, (ops.CreateIndexOp, ops.DropIndexOp)):
-        return False
-    return str(operation.index_name).removeprefix(f"{table_name}_") in _QUEUE_INDEXES
-
-
-def _is_settled_otherwise(
-    operation: ops.MigrateOperation,
-    table_name: str,
-    columns: Sequence[str],
-    change: ops.MigrateOperation | None,
-    wanted_indexes: set[str],
-) -> bool:
+def _is_about_queue(operation: ops.MigrateOperation, own_columns: Sequence[str]) -> bool:
     """Say whether Alembic's operation is about what the queue's own ones see to."""
-    if isinstance(operation, (ops.CreateTableCommentOp, ops.DropTableCommentOp)):
-        return True
-    if isinstance(operation, ops.DropConstraintOp):
-        return str(operation.constraint_name) in _QUEUE_INDEXES
-    if _is_own_index(operation, table_name):
-        return not (
-            isinstance(operation, ops.CreateIndexOp) and operation.index_name in wanted_indexes
-        )
     if isinstance(operation, ops.AddColumnOp):
-        return operation.column.name in columns
+        return operation.column.name in own_columns
     if isinstance(operation, ops.AlterColumnOp):
-        return operation.column_name in columns and _makes_indexes(change)
-    return False
+        return operation.column_name in own_columns
+    return isinstance(operation, (ops.CreateTableCommentOp, ops.DropTableCommentOp))
 
 
-def _vindexes(context: AutogenContext, table: Table) -> list[ops.MigrateOperation]:
+def _missing_indexes(
+    context: AutogenContext, table: Table, existing: _Existing
+) -> list[ops.MigrateOperation]:
+    assert context.dialect is not None
+    missing = index_names(table, context.dialect.name) - existing.indexes
+    indexes = sorted(table.indexes, key=lambda index: str(index.name))
+    return [ops.CreateIndexOp.from_index(index) for index in indexes if index.name in missing]
+
+
+def _missing_vindexes(context: AutogenContext, table: Table) -> list[ops.MigrateOperation]:
     """Return what the vschema lacks of a queue in a sharded keyspace.
 
     :raises InvalidQueue: when it is sharded by something else.

@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Index,
+    Integer,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -127,8 +128,10 @@ def from_queue(
 ) -> None:
     """Make an ordinary table, with the primary key ``id``, of a queue."""
     layout = LAYOUTS[layout_name]
+    # SQLite gives rows their ids in a column of type INTEGER only; it has 64 bits there.
+    type_ = BigInteger().with_variant(Integer(), "sqlite")
     id_column: Column[Any] = Column(
-        "id", BigInteger, primary_key=True, autoincrement=autoincrement, nullable=False
+        "id", type_, primary_key=True, autoincrement=autoincrement, nullable=False
     )
     if not _is_mysql(operations):
         _copy(operations, name, schema, None, leaves_out=layout.columns, columns=[id_column])

@@ -15,7 +15,7 @@ from . import (
     render,  # noqa: F401  # Registers itself.
     vschema_operations,  # noqa: F401  # Registers itself.
 )
-from .compare import compare_queues
+from .compare import compare_queues, leave_out_indexes
 
 if TYPE_CHECKING:
     from alembic.runtime.plugins import Plugin
@@ -25,6 +25,9 @@ __all__ = ["setup"]
 
 def setup(plugin: Plugin) -> None:
     """Register the comparison of queues."""
+    plugin.add_autogenerate_comparator(
+        leave_out_indexes, "autogenerate", "message_queues", priority=DispatchPriority.FIRST
+    )
     plugin.add_autogenerate_comparator(
         compare_queues, "autogenerate", "message_queues", priority=DispatchPriority.LAST
     )

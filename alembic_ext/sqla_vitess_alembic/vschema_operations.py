@@ -17,6 +17,7 @@ from sqla_vitess_messages import vschema
 from sqla_vitess_messages.ddl import MYSQL, is_vitess
 
 __all__ = [
+    "SEQUENCE",
     "AddVindexOp",
     "AddVschemaTableOp",
     "CreateSequenceOp",
@@ -27,6 +28,9 @@ __all__ = [
     "RemoveVindexOp",
     "targets_vitess",
 ]
+
+SEQUENCE = "vitess_sequence"
+"""The comment of a sequence's table."""
 
 OFFLINE = "vitess"
 """``alembic -x vitess=…``: ``unsharded`` or ``sharded``, what the SQL of ``--sql`` is for."""
@@ -257,7 +261,7 @@ def _sequence_table(operation: _VschemaOp) -> Table:
         Column("next_id", BigInteger),
         Column("cache", BigInteger),
         schema=operation.keyspace,
-        comment="vitess_sequence",
+        comment=SEQUENCE,
     )
 
 

@@ -187,7 +187,7 @@ def test_a_server_that_hangs_is_noticed(
         assert subscriber.get(0.5) is None
         gate.signal(signal.SIGSTOP)
         try:
-            eventually(lambda: "reconnecting" in caplog.text, within=30)
+            eventually(lambda: "trying again" in caplog.text, within=30)
         finally:
             gate.signal(signal.SIGCONT)
         enqueue(engine, queue(body="after"))
@@ -227,7 +227,7 @@ def test_a_tablet_that_hangs_is_waited_for(
         tablet = cluster.servers[cluster.primary().name]
         tablet.signal(signal.SIGSTOP)
         try:
-            eventually(lambda: "reconnecting" in caplog.text, within=30)
+            eventually(lambda: "trying again" in caplog.text, within=30)
         finally:
             tablet.signal(signal.SIGCONT)
         load.check()
