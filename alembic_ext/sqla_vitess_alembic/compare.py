@@ -188,11 +188,13 @@ def _compare(
     change = _change(table, existing)
     is_rebuilt = existing.layout != options.layout
     modify = _find(upgrade_ops, ops.ModifyTableOps, table)
-    own = LAYOUTS[options.layout].columns
+    layout = LAYOUTS[options.layout]
+    # A key is NOT NULL, also in the classic layout, which doesn't say so.
+    own = layout.columns if is_rebuilt else layout.primary_key
     rest = [
         operation
         for operation in ([] if modify is None else modify.ops)
-        if not _is_about_queue(operation, own if is_rebuilt else ())
+        if not _is_about_queue(operation, own)
     ]
     added = [operation for operation in rest if isinstance(operation, ops.AddColumnOp)]
     others = [operation for operation in rest if not isinstance(operation, ops.AddColumnOp)]

@@ -27,15 +27,11 @@ class Base(DeclarativeBase):
 
 """
 
-_FILTER = """\
-def include_name(name, type_, parent_names):
-    return type_ != "table" or name.startswith("{prefix}")
-
-context.configure = __import__("functools").partial(
-    context.configure, include_name=include_name, version_table="{prefix}_version",
-    version_table_schema={schema!r},
-)
-
+_SHARED_DATABASE = """\
+context.configure(
+        include_name=lambda name, type_, _: type_ != "table" or name.startswith("{name}"),
+        version_table="{name}_version",
+        version_table_schema={schema!r},
 """
 
 
@@ -66,10 +62,8 @@ class Project:
             "target_metadata = None", "import models\ntarget_metadata = models.Base.metadata"
         )
         if not url.startswith("sqlite"):
-            filters = _FILTER.format(prefix=self.name, schema=version_table_schema)
-            text = text.replace(
-                "def run_migrations_offline", filters + "def run_migrations_offline"
-            )
+            settings = _SHARED_DATABASE.format(name=self.name, schema=version_table_schema)
+            text = text.replace("context.configure(", settings)
         env.write_text(text)
 
     def write_models(self, source: str) -> ModuleType:

@@ -236,6 +236,10 @@ class Job(MessageQueueMixin, Base):
 """
 
 
+PORTABLE = CLASSIC.replace("classic", "portable")
+MINIMAL = CLASSIC.replace("classic", "minimal")
+
+
 @pytest.mark.parametrize("project", ["sqlite", "mysql", "mariadb"], indirect=True)
 def test_a_classic_queue_becomes_portable_and_back(project: Project) -> None:
     models = project.write_models(CLASSIC)
@@ -244,7 +248,7 @@ def test_a_classic_queue_becomes_portable_and_back(project: Project) -> None:
     assert project.is_up_to_date()
     with Session(project.engine) as session, session.begin():
         session.add(models.Job(body="kept"))
-    models = project.write_models(CLASSIC.replace('layout="classic"', ""))
+    models = project.write_models(PORTABLE)
     assert "existing_layout='classic'" in project.revision()
     project.alembic("upgrade", "head")
     assert project.is_up_to_date()
@@ -270,23 +274,28 @@ Table(
 @pytest.mark.parametrize(
     ("before", "after", "reason"),
     [
-        (CLASSIC.replace("classic", "portable"), CLASSIC, "portable layout"),
-        (CLASSIC.replace("classic", "portable"), CLASSIC.replace("classic", "minimal"), "layout"),
-        (
+        pytest.param(PORTABLE, CLASSIC, "portable layout", id="priority goes"),
+        pytest.param(PORTABLE, MINIMAL, "portable layout", id="another key"),
+        pytest.param(
             OUTBOX.replace("id: Mapped[int]", "code: Mapped[int]"),
             OUTBOX_QUEUE.replace("{layout}", "portable"),
             "primary key is \\(code\\)",
+            id="no id",
         ),
-        (
+        pytest.param(
             OUTBOX + "    epoch: Mapped[int]\n",
             OUTBOX_QUEUE.replace("{layout}", "portable"),
             "columns epoch have names",
+            id="a name is taken",
         ),
-        (OUTBOX, OUTBOX_QUEUE.replace("{layout}", "classic"), "not the classic"),
-        (
-            "",
-            RAW,
-            "lacks the columns priority, epoch, time_next, time_acked",
+        pytest.param(
+            OUTBOX,
+            OUTBOX_QUEUE.replace("{layout}", "classic"),
+            "not the classic",
+            id="classic from a table",
+        ),
+        pytest.param(
+            "", RAW, "lacks the columns priority, epoch, time_next, time_acked", id="no mixin"
         ),
     ],
 )
@@ -365,7 +374,7 @@ def test_alembic_finds_the_plugin_by_itself(project: Project) -> None:
     assert "poller_idx" not in done.stderr
 
 
-@everywhere
+@pytest.mark.parametrize("project", ["sqlite", *WITH_COMMENTS], indirect=True)
 def test_an_ordinary_index_of_a_queues_name_is_compared_as_ever(project: Project) -> None:
     plain = 'Table("{name}_plain", Base.metadata, Column("n", Integer, primary_key=True), '
     project.write_models(plain + 'Column("id", Integer))\n')
