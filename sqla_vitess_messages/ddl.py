@@ -94,9 +94,9 @@ def make_queue_table(table: Table, options: QueueOptions) -> None:
     _check_columns(table, layout)
     if options.message_cols is None and layout.streams_all:
         options = options.replace(message_cols=streamed_columns(table))
+    _check_shard_columns(table, options)
     if options.message_cols is not None:
         _check_message_cols(table, layout, options)
-    _check_shard_columns(table, options)
     comment = options.to_comment()
     if table.comment not in (None, comment):
         raise InvalidQueue(

@@ -53,7 +53,7 @@ class Subscriber(BaseSubscriber[M]):
     :param max_attempts: how often a message may have been handed out; one that comes once more is
         dead. Default: no limit.
     :param shards: in a sharded keyspace, the shards to receive from: names or key ranges such as
-        ``["-80"]``. Default: all.
+        ``["-80"]``. Default: all, which is what a ``"stream"`` always has.
     :param on_event: called with each :class:`.events.Event`, in the thread where it is noticed, and
         soon done: it holds up receiving.
     :raises InvalidArgument: when an argument has a value that can't work.

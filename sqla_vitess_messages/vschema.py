@@ -15,7 +15,6 @@ from sqlalchemy import (
     Connection,
     Engine,
     Integer,
-    String,
     Table,
     bindparam,
     select,
@@ -173,9 +172,9 @@ def _compile_alter(element: _AlterVschema, compiler: DDLCompiler, **_kw: object)
 @compiles(CreateVindex)
 def _compile_create_vindex(element: CreateVindex, compiler: DDLCompiler, **_kw: object) -> str:
     quote = compiler.preparer.quote_identifier
+    # As identifiers: of a string literal vtgate would keep the quotes.
     params = ", ".join(
-        f"{quote(name)} = {compiler.sql_compiler.render_literal_value(value, String())}"
-        for name, value in element.parameters.items()
+        f"{quote(name)} = {quote(value)}" for name, value in element.parameters.items()
     )
     using = f"{_compile_alter(element, compiler)} USING {quote(element.type)}"
     return f"{using} WITH {params}" if params else using

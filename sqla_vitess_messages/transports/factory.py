@@ -13,7 +13,7 @@ from ..errors import InvalidArgument, InvalidArgumentType
 from ..events import Event
 from .base import M, Transport, bound_reads
 from .pull import PullTransport
-from .shards import choose_shards, find_shards, shard_engine
+from .shards import choose_shards, find_shards
 from .stream import StreamTransport
 
 TransportName = Literal["auto", "stream", "pull"]
@@ -104,7 +104,10 @@ def make_transport(
                 f"transport='stream': needs the driver pymysql, not {engine.dialect.driver}"
             )
         if shards is not None:
-            engine = _engine_of_one_shard(engine, shards)
+            raise InvalidArgument(
+                "transport='stream': vtgate streams from all shards, whatever is asked for; use "
+                "'pull' or 'auto' to receive from some"
+            )
         return StreamTransport(model, engine, report)
     return PullTransport(model, engine, vitess=vitess, poll_interval=poll_interval, shards=shards)
 
@@ -123,16 +126,6 @@ def look_at_database(model: type[M], engine: Engine, shards: Sequence[str] | Non
     return vitess
 
 
-def _engine_of_one_shard(engine: Engine, shards: Sequence[str]) -> Engine:
-    chosen = choose_shards(find_shards(engine) or [], shards)
-    if len(chosen) > 1:
-        raise InvalidArgument(
-            f"shards={list(shards)!r}: a stream is from one shard, or from all; these are "
-            f"{', '.join(chosen)}. Use transport='pull' for several"
-        )
-    return shard_engine(engine, chosen[0])
-
-
 def check_transport_name(name: str) -> None:
     """Refuse a name that no transport has."""
     if name not in get_args(TransportName):
@@ -149,7 +142,15 @@ def _connect_args(url: URL) -> dict[str, Any]:
 def _prepare_mysql(engine: Engine) -> None:
     """Lock rows only: at the default level a pull locks the gaps between them as well, and
     producers meet deadlocks.
+
+    :raises InvalidArgument: for a database that names one shard, or the replicas, of a keyspace.
     """
+    database = engine.url.database or ""
+    if ":" in database or "@" in database:
+        raise InvalidArgument(
+            f"bind: its database is {database!r}; name the keyspace alone, and use "
+            "shards=['-80'] to receive from some of its shards"
+        )
 
     def read_committed(dbapi_connection: Any, _record: object) -> None:
         engine.dialect.set_isolation_level(dbapi_connection, "READ COMMITTED")

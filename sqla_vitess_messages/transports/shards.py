@@ -62,12 +62,10 @@ def _overlap(one: str, other: str) -> bool:
 def find_shards(engine: Engine) -> list[str] | None:
     """Return the targets of a sharded keyspace, such as ``sharded:-80``.
 
-    :return: an empty list for an unsharded keyspace, and where the URL names a shard itself; None
-        while it isn't known, as vtgate leaves out the keyspaces that it fails to look up.
+    :return: an empty list for an unsharded keyspace; None while it isn't known, as vtgate leaves
+        out the keyspaces that it fails to look up.
     """
     keyspace = engine.url.database or ""
-    if not keyspace or ":" in keyspace or "@" in keyspace:
-        return []
     with engine.connect() as connection:
         everywhere = [name.split("/") for name in connection.scalars(text("SHOW VITESS_SHARDS"))]
     shards = [shard for of, shard in everywhere if of == keyspace]

@@ -1,0 +1,353 @@
+"""Queues in a sharded keyspace: every statement goes to the shard that its message is in."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Engine,
+    String,
+    Table,
+    create_engine,
+    event,
+    select,
+    text,
+)
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sqla_vitess_messages import (
+    InvalidArgument,
+    InvalidQueue,
+    MessageQueueError,
+    QueueOptions,
+    Subscriber,
+)
+from sqla_vitess_messages.enqueue import random_id
+from sqla_vitess_messages.transports.shards import choose_shards
+from sqla_vitess_messages.vschema import (
+    AddSequence,
+    AddVindex,
+    CreateVindex,
+    DropSequence,
+    DropVindex,
+    RemoveVindex,
+    reserve_ids,
+    vindexes_of,
+    wait_until_known,
+)
+from tests.backends import enqueue, eventually, make_queue_class
+from tests.conftest import server_url
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = create_engine(server_url("sharded"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def base() -> type[DeclarativeBase]:
+    class Base(DeclarativeBase):
+        pass
+
+    return Base
+
+
+@pytest.fixture
+def queue(engine: Engine, base: type[DeclarativeBase]) -> Iterator[type[Any]]:
+    """A queue sharded by its users."""
+    options = QueueOptions(ack_wait=5, poller_interval=0.2, shard_by="user_id", vindex="hash")
+    attributes = {"user_id": mapped_column(BigInteger, nullable=False)}
+    model = make_queue_class(options, base=base, attributes=attributes)
+
+    class User(base):  # type: ignore[valid-type,misc]
+        __tablename__ = f"user_{secrets.token_hex(6)}"
+        id: Mapped[int] = mapped_column(BigInteger, primary_key=True, default=random_id)
+        name: Mapped[str] = mapped_column(String(50), default="")
+
+    model.User = User
+    base.metadata.create_all(engine)
+    with engine.connect() as connection:
+        connection.execute(AddVindex(User.__tablename__, ["id"], "hash"))
+        wait_until_known(connection, User.__table__)
+    yield model
+    base.metadata.drop_all(engine)
+
+
+def explain(connection: Connection, statement: str, parameters: Any) -> str:
+    """Return vtgate's plan of a statement."""
+    cursor = connection.connection.cursor()
+    cursor.execute(f"vexplain plan {statement}", parameters)
+    [[plan]] = cursor.fetchall()
+    cursor.close()
+    return str(plan)
+
+
+def plans_of(engine: Engine, work: Callable[[Session], object]) -> list[str]:
+    """Return the variants of the plans by which vtgate runs what ``work`` sends."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        if not statement.startswith("SHOW"):
+            sent.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        with Session(engine) as session, session.begin():
+            work(session)
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    with engine.connect() as connection:
+        plans = [explain(connection, *statement) for statement in sent]
+    return [found for plan in plans for found in re.findall(r'"Variant": "(\w+)"', plan)]
+
+
+def received(engine: Engine, queue: type[Any], count: int) -> list[Any]:
+    """Enqueue messages of different users, and receive them."""
+    enqueue(engine, *(queue(user_id=number) for number in range(count)))
+    with Subscriber(queue, engine) as subscriber:
+        messages = subscriber.get_many(count, 20)
+        while len(messages) < count:
+            messages += subscriber.get_many(count, 20)
+        for message in messages:
+            with Session(engine) as session, session.begin():
+                message.extend(session, 60)
+    return messages
+
+
+def test_create_all_writes_the_vschema_and_drop_all_takes_it_back(
+    engine: Engine, queue: type[Any], base: type[DeclarativeBase]
+) -> None:
+    table = queue.__table__
+    with engine.connect() as connection:
+        [vindex] = vindexes_of(connection, table)
+        assert (vindex.name, vindex.type, vindex.columns) == ("hash", "hash", ("user_id",))
+    base.metadata.create_all(engine)  # Finds that everything is there.
+    base.metadata.drop_all(engine, [table])
+    with engine.connect() as connection:
+        assert vindexes_of(connection, table) == []
+    base.metadata.create_all(engine)
+
+
+def test_a_message_is_inserted_in_the_shard_of_its_data(engine: Engine, queue: type[Any]) -> None:
+    def sign_up(session: Session) -> None:
+        user = queue.User(id=random_id())
+        session.add_all([user, queue(user_id=user.id)])
+
+    # SINGLE lets no transaction span two shards.
+    single = create_engine(engine.url)
+
+    @event.listens_for(single, "checkout")
+    def _use_single(connection: Any, *_rest: Any) -> None:
+        connection.cursor().execute("SET transaction_mode = 'SINGLE'")
+
+    for _ in range(20):
+        with Session(single) as session, session.begin():
+            sign_up(session)
+    with pytest.raises(OperationalError, match="multi-db transaction"):
+        enqueue(single, *(queue(user_id=number) for number in range(20)))
+    single.dispose()
+    assert plans_of(engine, sign_up) == ["Sharded", "Sharded"]
+
+
+@pytest.mark.parametrize("action", ["ack", "fail", "retry", "extend"])
+def test_a_settlement_goes_to_one_shard(engine: Engine, queue: type[Any], action: str) -> None:
+    [message] = received(engine, queue, 1)
+    arguments = (60,) if action == "extend" else ()
+    plans = plans_of(engine, lambda session: getattr(message, action)(session, *arguments))
+    assert plans == ["EqualUnique"]
+
+
+@pytest.mark.parametrize("action", ["ack_all", "fail_all", "retry_all"])
+def test_settlements_of_many_are_grouped_by_shard(
+    engine: Engine, queue: type[Any], action: str
+) -> None:
+    messages = received(engine, queue, 60)
+    users_by_shard = {m._lease.shard: set() for m in messages}
+    for message in messages:
+        users_by_shard[message._lease.shard].add(message.user_id)
+    assert users_by_shard.keys() == {"sharded:-80", "sharded:80-"}
+    statements: list[Any] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    with Session(engine) as session, session.begin():
+        getattr(queue, action)(session, messages)
+    event.remove(engine, "before_cursor_execute", note)
+    updates = [(s, p) for s, p in statements if s.startswith("UPDATE")]
+    assert len(updates) == 2
+    with engine.connect() as connection:
+        for statement, parameters in updates:
+            assert '"Variant": "IN"' in explain(connection, statement, parameters)
+            users = {v for k, v in parameters.items() if k.startswith("_user_ids")}
+            assert users in list(users_by_shard.values())
+
+
+def test_a_subscriber_may_take_from_one_shard(engine: Engine, queue: type[Any]) -> None:
+    enqueue(engine, *(queue(user_id=number) for number in range(60)))
+    counts = []
+    for shards in (["-80"], ["80-"]):
+        with Subscriber(queue, engine, shards=shards) as subscriber:
+            got = list(iter(lambda s=subscriber: s.get(1), None))
+            assert {m._lease.shard for m in got} == {f"sharded:{shards[0]}"}
+            with Session(engine) as session, session.begin():
+                queue.ack_all(session, got)
+            counts.append(len(got))
+    assert sum(counts) == 60
+    assert min(counts) > 10
+
+
+def test_a_stream_is_of_all_shards(engine: Engine, queue: type[Any]) -> None:
+    with pytest.raises(InvalidArgument, match="from all shards"):
+        Subscriber(queue, engine, shards=["80-"], transport="stream").open()
+    with pytest.raises(InvalidArgument, match=r"use shards=\['-80'\]"):
+        Subscriber(queue, engine.url.set(database="sharded:80-"))
+
+
+def test_shards_that_there_are_none_of_are_refused(engine: Engine, queue: type[Any]) -> None:
+    with pytest.raises(InvalidArgument, match=r"shards=\['0'\]: the keyspace has -80, 80-"):
+        Subscriber(queue, engine, shards=["0"]).open()
+    main = create_engine(server_url("vtgate"))
+    queue.__table__.create(main)
+    with pytest.raises(InvalidArgument, match="has no shards"):
+        Subscriber(queue, main, shards=["-80"]).open()
+    queue.__table__.drop(main)
+    main.dispose()
+    for wrong in ("-80", [""], []):
+        with pytest.raises(MessageQueueError, match="shards="):
+            Subscriber(queue, engine, shards=wrong)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        (None, ["-40", "40-80", "80-"]),
+        (["-80"], ["-40", "40-80"]),
+        (["40-"], ["40-80", "80-"]),
+        (["-"], ["-40", "40-80", "80-"]),
+        (["c0-"], ["80-"]),
+        (["-40", "80-"], ["-40", "80-"]),
+    ],
+)
+def test_key_ranges_choose_the_shards_that_they_overlap(
+    wanted: list[str] | None, chosen: list[str]
+) -> None:
+    targets = ["k:-40", "k:40-80", "k:80-"]
+    assert choose_shards(targets, wanted) == [f"k:{name}" for name in chosen]
+
+
+def test_ids_may_come_from_a_sequence_and_be_found_by_a_lookup_vindex(
+    engine: Engine, queue: type[Any]
+) -> None:
+    name = f"seq_{secrets.token_hex(4)}"
+    lookup = f"lookup_{name}"
+    main = create_engine(server_url("vtgate"))
+    with main.connect() as connection:
+        connection.execute(
+            text(
+                f"CREATE TABLE {name} (id BIGINT PRIMARY KEY, next_id BIGINT, cache BIGINT) "
+                "COMMENT 'vitess_sequence'"
+            )
+        )
+        connection.execute(
+            text(f"CREATE TABLE {lookup} (id BIGINT PRIMARY KEY, keyspace_id VARBINARY(128))")
+        )
+        connection.execute(AddSequence(name))
+        sequence = Table(name, queue.metadata, autoload_with=connection)
+        queue.metadata.remove(sequence)
+        wait_until_known(connection, sequence)
+        connection.execute(sequence.insert().values(id=0, next_id=1000, cache=100))
+        connection.commit()
+    params = {"table": f"main.{lookup}", "from": "id", "to": "keyspace_id"}
+    table = queue.__table__
+    with engine.connect() as connection:
+        owned = {**params, "owner": table.name}
+        connection.execute(CreateVindex(lookup, "consistent_lookup_unique", owned))
+        connection.execute(AddVindex(table.name, ["id"], lookup))
+        eventually(lambda: len(vindexes_of(connection, table)) == 2)
+    ids = reserve_ids(engine, f"main.{name}", 20)
+    assert list(ids) == list(range(1000, 1020))
+    assert reserve_ids(engine, f"main.{name}", 1)[0] >= 1020
+    messages = [queue(id=id_, user_id=id_) for id_ in ids]
+    enqueue(engine, *messages)
+    with engine.connect() as connection:
+        looking = f"SELECT * FROM {table.name} WHERE id = 1003"  # noqa: S608
+        plan = explain(connection, looking, None)
+        assert "VindexLookup" in plan
+        assert "Scatter" not in plan
+        assert connection.scalar(select(queue.user_id).where(queue.id == 1003)) == 1003
+    with Subscriber(queue, engine) as subscriber:
+        got = list(iter(lambda: subscriber.get(2), None))
+        assert sorted(m.id for m in got) == list(ids)
+        with Session(engine) as session, session.begin():
+            queue.ack_all(session, got)
+    with engine.connect() as connection:
+        connection.execute(RemoveVindex(table.name, lookup))
+        connection.execute(DropVindex(lookup))
+    with main.connect() as connection:
+        connection.execute(DropSequence(name))
+        connection.execute(text(f"DROP TABLE {name}"))
+        connection.execute(text(f"DROP TABLE {lookup}"))
+    main.dispose()
+
+
+def test_what_cannot_decide_about_a_shard_is_refused() -> None:
+    def make(**columns: Any) -> Any:
+        options = QueueOptions(shard_by=["user_id"], vindex="hash")
+        return make_queue_class(options, attributes=columns)
+
+    with pytest.raises(InvalidQueue, match="no column 'user_id'"):
+        make()
+    with pytest.raises(InvalidQueue, match="may be NULL"):
+        make(user_id=mapped_column(BigInteger, nullable=True))
+    with pytest.raises(InvalidArgument, match="give both"):
+        QueueOptions(shard_by="user_id")
+    with pytest.raises(InvalidQueue, match="'epoch' can't decide"):
+        make_queue_class(QueueOptions(shard_by="epoch", vindex="hash"))
+
+
+def test_a_message_without_its_shard_is_refused_before_it_is_sent(
+    engine: Engine, queue: type[Any]
+) -> None:
+    with pytest.raises(InvalidArgument, match="user_id=None"):
+        enqueue(engine, queue())
+
+
+def test_a_queue_may_be_sharded_by_several_columns(
+    engine: Engine, base: type[DeclarativeBase]
+) -> None:
+    vindex = f"multi_{secrets.token_hex(4)}"
+    with engine.connect() as connection:
+        params = {
+            "column_count": "2",
+            "column_bytes": "1,7",
+            "column_vindex": "hash,hash",
+        }
+        connection.execute(CreateVindex(vindex, "multicol", params))
+    options = QueueOptions(shard_by=["region", "user_id"], vindex=vindex)
+    attributes = {
+        "region": mapped_column(BigInteger, nullable=False),
+        "user_id": mapped_column(BigInteger, nullable=False),
+    }
+    model = make_queue_class(options, base=base, attributes=attributes)
+    base.metadata.create_all(engine)
+    enqueue(engine, *(model(region=n % 3, user_id=n) for n in range(30)))
+    with Subscriber(model, engine) as subscriber:
+        got = list(iter(lambda: subscriber.get(2), None))
+    assert len(got) == 30
+    assert plans_of(engine, got[0].ack) == ["EqualUnique"]
+    with Session(engine) as session, session.begin():
+        model.ack_all(session, got[1:])
+    base.metadata.drop_all(engine)
+    with engine.connect() as connection:
+        connection.execute(DropVindex(vindex))
