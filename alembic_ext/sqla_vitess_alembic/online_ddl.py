@@ -94,7 +94,7 @@ def _show(row: Any, shown: dict[str, str]) -> None:
             f"online DDL {row['migration_uuid']} {status} on shard {row['keyspace']}/{shard}: "
             f"{row['message'] or 'no reason given'}"
         )
-    progress = f"{status}, {row['progress'] or 0} %"
+    progress = f"{status}, {float(row['progress'] or 0):.0f} %"
     if shown.get(shard) != progress:
         shown[shard] = progress
         log.info("online DDL %s on %s/%s: %s", row["migration_uuid"], row["keyspace"], shard,

@@ -29,7 +29,9 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     event,
+    select,
     text,
+    update,
 )  # fmt: skip
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
@@ -38,6 +40,8 @@ from sqlalchemy.pool import Pool
 
 from sqla_vitess_messages import QueueNotFound, QueueOptions, Subscriber, SubscriberClosed
 from sqla_vitess_messages.events import Delivered, Reconnected, Reconnecting, StreamSilent
+from sqla_vitess_messages.transports.factory import own_engine
+from sqla_vitess_messages.transports.puller import Puller
 from tests.backends import BACKENDS, Backend, ack, enqueue, eventually, make_queue_class, row
 
 Subscribe = Callable[..., Any]
@@ -404,3 +408,34 @@ def test_an_error_that_sqlalchemy_does_not_wrap_ends_no_subscriber(
     assert subscriber.get(20).body == "after it"
     told = [Reconnecting, Reconnected]
     eventually(lambda: [type(e) for e in events if not isinstance(e, Delivered)] == told)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [backend for backend in BACKENDS if backend.name in ("mysql", "mariadb", "vitess")],
+    indirect=True,
+    ids=lambda backend: backend.name,
+)
+def test_giving_back_outlives_a_deadlock(engine: Engine, queue: type[Any]) -> None:
+    enqueue(engine, *(queue() for _ in range(20)))
+    leasing = own_engine(engine)
+    puller: Puller[Any] = Puller(queue, leasing)
+    first, *others = sorted(puller.take(20), key=lambda message: message.id)
+    last = others.pop()
+    columns = queue.__table__.c
+    with engine.connect() as connection:
+        # The one who wrote less is chosen to end the deadlock.
+        ids = [message.id for message in others]
+        connection.execute(update(queue).where(columns.id.in_(ids)).values(priority=1))
+        lock = select(columns.id).with_for_update()
+        connection.execute(lock.where(columns.id == last.id))
+        giving = threading.Thread(target=puller.give_back, args=([first, last],))
+        giving.start()
+        time.sleep(0.5)  # Until it has the first message, and waits for the last.
+        connection.execute(lock.where(columns.id == first.id))
+        connection.commit()
+    giving.join(20)
+    assert not giving.is_alive()
+    with engine.connect() as connection:
+        assert queue.stats(connection).ready == 2
+    leasing.dispose()

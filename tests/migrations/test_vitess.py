@@ -1,0 +1,218 @@
+"""What only Vitess has, in migrations: the vschema, sequences, online DDL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, inspect, select, text
+from sqlalchemy.orm import Session
+
+from sqla_vitess_messages import Subscriber
+from sqla_vitess_messages.vschema import reserve_ids, vindexes_of
+from tests.backends import eventually
+from tests.conftest import server_url
+from tests.migrations.project import CommandFailed, Project
+from tests.migrations.test_autogenerate import WELCOME
+
+
+@pytest.fixture
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
+    server = getattr(request, "param", "sharded")
+    schema = "main" if server == "sharded" else None
+    made = Project(tmp_path / "project", server_url(server), schema)
+    yield made
+    made.close()
+
+
+VSCHEMA = """\
+    op.create_sequence('{name}_ids', start=500, keyspace='main')
+    op.execute('CREATE TABLE main.{name}_lookup (address VARCHAR(255) PRIMARY KEY, '
+               'keyspace_id VARBINARY(128))')
+    op.add_vschema_table('{name}_lookup', keyspace='main')
+    op.create_vindex('{name}_lookup', 'consistent_lookup_unique', {
+        'table': 'main.{name}_lookup', 'from': 'address', 'to': 'keyspace_id',
+        'owner': '{name}_welcome'})
+    op.add_vindex('{name}_welcome', ['address'], '{name}_lookup')
+
+
+def downgrade() -> None:
+    op.remove_vindex('{name}_welcome', '{name}_lookup')
+    op.drop_vindex('{name}_lookup')
+    op.drop_vschema_table('{name}_lookup', keyspace='main')
+    op.execute('DROP TABLE main.{name}_lookup')
+    op.drop_sequence('{name}_ids', keyspace='main')
+"""
+
+
+def test_a_migration_makes_sequences_and_lookup_vindexes(project: Project) -> None:
+    models = project.write_models(WELCOME)
+    project.revision()
+    project.alembic("upgrade", "head")
+    project.alembic("revision", "-m", "vschema")
+    project.edit_last(
+        lambda code: (
+            code[: code.index("def upgrade")]
+            + "def upgrade() -> None:\n"
+            + VSCHEMA.replace("{name}", project.name)
+        )
+    )
+    project.alembic("upgrade", "head")
+    table = models.Welcome.__table__
+    with project.engine.connect() as connection:
+        eventually(lambda: [v.columns for v in vindexes_of(connection, table)]
+                   == [("user_id",), ("address",)])  # fmt: skip
+    [id_] = reserve_ids(project.engine, f"main.{project.name}_ids", 1)
+    assert id_ == 500
+    with Session(project.engine) as session, session.begin():
+        session.add(models.Welcome(id=id_, user_id=1, address="ada@example.com"))
+    with Session(project.engine) as session:
+        found = session.scalars(select(models.Welcome).filter_by(address="ada@example.com"))
+        assert found.one().id == 500
+    main = create_engine(server_url("vtgate"))
+    assert inspect(main).has_table(f"{project.name}_ids")
+    main.dispose()
+    project.alembic("downgrade", "-1")
+    with project.engine.connect() as connection:
+        assert [v.columns for v in vindexes_of(connection, table)] == [("user_id",)]
+
+
+@pytest.mark.parametrize("project", ["vtgate"], indirect=True)
+def test_a_sequence_is_no_table_that_a_model_lacks(project: Project) -> None:
+    project.write_models(WELCOME)
+    project.revision()
+    project.edit_last(
+        lambda code: code.replace(
+            "    op.create_message_queue(",
+            f"    op.create_sequence('{project.name}_ids')\n    op.create_message_queue(",
+        ).replace(
+            "    op.drop_message_queue(",
+            f"    op.drop_sequence('{project.name}_ids')\n    op.drop_message_queue(",
+        )
+    )
+    project.alembic("upgrade", "head")
+    assert project.is_up_to_date()
+    project.alembic("downgrade", "base")
+
+
+@pytest.mark.parametrize("project", ["mysql"], indirect=True)
+def test_operations_on_the_vschema_do_nothing_elsewhere(project: Project) -> None:
+    project.write_models(WELCOME)
+    project.revision()
+    project.edit_last(
+        lambda code: code.replace(
+            "    op.create_message_queue(",
+            "    op.create_sequence('ids')\n    op.create_vindex('a', 'hash')\n"
+            "    op.create_message_queue(",
+        )
+    )
+    project.alembic("upgrade", "head")
+    assert project.is_up_to_date()
+
+
+def test_a_queue_that_the_vschema_does_not_know_gets_its_vindex(project: Project) -> None:
+    unknown = WELCOME.replace(', shard_by="user_id", vindex="hash"', "").replace(", index=True", "")
+    project.write_models(unknown)
+    project.revision()
+    project.alembic("upgrade", "head")
+    name = f"{project.name}_welcome"
+    models = project.write_models(unknown.replace("ack_wait=30", 'shard_by="user_id", '
+                                                  'vindex="hash"'))  # fmt: skip
+    with project.engine.connect() as connection:
+        assert vindexes_of(connection, models.Welcome.__table__) == []
+    # vtgate shows nothing of such a table, so that Alembic can't compare it.
+    with pytest.raises(Exception, match=f"table {name} not found"):
+        project.revision()
+    project.alembic("revision", "-m", "vindex")
+    project.edit_last(
+        lambda code: code.replace(
+            "    pass", f"    op.add_vindex('{name}', ['user_id'], 'hash')", 1
+        )
+    )
+    project.alembic("upgrade", "head")
+    assert project.is_up_to_date()
+
+
+def test_another_vindex_than_the_tables_is_refused(project: Project) -> None:
+    project.write_models(WELCOME)
+    project.revision()
+    project.alembic("upgrade", "head")
+    project.write_models(WELCOME.replace('vindex="hash"', 'vindex="xxhash"'))
+    with pytest.raises(
+        CommandFailed, match=r"sharded by hash\(user_id\) and the model says xxhash"
+    ):
+        project.revision()
+
+
+@pytest.mark.parametrize("project", ["vtgate"], indirect=True)
+def test_a_column_is_added_under_a_running_stream(project: Project) -> None:
+    """Subscribers of the old code go on, as they do while a new release is rolled out."""
+    models = project.write_models(WELCOME)
+    project.revision()
+    project.alembic("upgrade", "head")
+    project.write_models(WELCOME + "    locale: Mapped[str | None] = mapped_column(String(10))\n")
+    project.revision()
+    url = server_url("vtgate-fast")
+
+    def send(address: str) -> None:
+        with Session(project.engine) as session, session.begin():
+            session.add(models.Welcome(user_id=1, address=address))
+
+    with Subscriber(models.Welcome, url, transport="stream") as subscriber:
+        send("before")
+        assert subscriber.get(20).address == "before"
+        project.alembic("upgrade", "head")
+        for number in range(20):
+            send(str(number))
+            assert subscriber.get(20).address == str(number)
+
+
+@pytest.mark.parametrize("project", ["vtgate"], indirect=True)
+@pytest.mark.timeout(240)
+def test_online_ddl_is_waited_for_and_its_errors_are_shown(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = project.write_models(WELCOME)
+    project.revision()
+    project.alembic("upgrade", "head")
+    with Session(project.engine) as session, session.begin():
+        session.add_all([models.Welcome(user_id=n, address=str(n)) for n in range(50)])
+    env = project.folder / "migrations" / "env.py"
+    before = "        with context.begin_transaction():\n            context.run_migrations()\n"
+    assert before in env.read_text()
+    using = '        use_ddl_strategy(connection, "vitess")\n'
+    env.write_text(
+        "from sqla_vitess_alembic import use_ddl_strategy\n"
+        + env.read_text().replace(before, using + before)
+    )
+    project.write_models(WELCOME + "    locale: Mapped[str | None] = mapped_column(String(10))\n")
+    project.revision()
+    project.alembic("upgrade", "head")
+    logged = capsys.readouterr().err
+    assert "online DDL" in logged
+    assert "main/0: complete, 100 %" in logged
+    assert project.is_up_to_date()
+    done = _migrations(project)
+    assert len(done) == 2
+    assert {row["migration_status"] for row in done} == {"complete"}
+    project.alembic("revision", "-m", "wrong")
+    table = f"{project.name}_welcome"
+    project.edit_last(
+        lambda code: code.replace(
+            "    pass", f"    op.execute('ALTER TABLE {table} DROP COLUMN nonsense')", 1
+        )
+    )
+    with pytest.raises(CommandFailed, match=r"failed on shard main/0.*nonsense"):
+        project.alembic("upgrade", "head")
+    with Session(project.engine) as session:
+        assert len(session.scalars(select(models.Welcome.id)).all()) == 50
+
+
+def _migrations(project: Project) -> list[Any]:
+    engine = create_engine(project.url)
+    with engine.connect() as connection:
+        rows = connection.execute(text("SHOW VITESS_MIGRATIONS")).mappings().all()
+    engine.dispose()
+    return [row for row in rows if row["mysql_table"] == f"{project.name}_welcome"]
