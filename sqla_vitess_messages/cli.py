@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import demo as demonstration
 from . import supervisor
+from .check import check_queues
 from .errors import MessageQueueError
+from .statements import statements
+from .targets import load_queues
 from .transports import TransportName
 
 app = typer.Typer(
@@ -79,6 +83,46 @@ def worker(
         typer.echo(f"Error: {getattr(error, 'orig', None) or error}", err=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(help="package.module:Base, or a MetaData.")],
+    url: Annotated[str, typer.Option(help="Database URL.", envvar="DATABASE_URL")],
+) -> None:
+    """Compare queues with the database; say what is wrong, and the remedy.
+
+    Exits with 1 if messages would be lost to it or stuck.
+    """
+    try:
+        queues = load_queues(target)
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            findings = check_queues(connection, queues)
+        engine.dispose()
+    except (SQLAlchemyError, MessageQueueError) as error:
+        typer.echo(f"Error: {getattr(error, 'orig', None) or error}", err=True)
+        raise typer.Exit(2) from None
+    for finding in findings:
+        kind = "error" if finding.is_error else "warning"
+        typer.echo(f"{kind}: {finding.table}: {finding.problem}\n  remedy: {finding.remedy}")
+    if not findings:
+        typer.echo(f"{len(queues)} queues, nothing is wrong")
+    raise typer.Exit(any(finding.is_error for finding in findings))
+
+
+@app.command()
+def ddl(
+    target: Annotated[str, typer.Argument(help="package.module:Base, or a MetaData.")],
+    dialect: Annotated[str, typer.Option(help="mysql, mariadb or sqlite.")] = "mysql",
+) -> None:
+    """Print the statements that create queues, the vschema's included, for review."""
+    try:
+        shown = [f"{statement};" for statement in statements(load_queues(target), dialect)]
+    except (SQLAlchemyError, MessageQueueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo("\n\n".join(shown))
 
 
 def _transport(name: str) -> TransportName:

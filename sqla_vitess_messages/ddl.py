@@ -28,6 +28,7 @@ __all__ = [
     "only_indexes_of",
     "queue_table",
     "streamed_columns",
+    "vitess_major",
 ]
 
 OPTIONS_KEY = "sqla_vitess_messages"
@@ -242,7 +243,7 @@ def check_layout(connection: Connection | None, name: str, layout: Layout) -> No
 
     :raises InvalidQueue: for a classic one on Vitess 6 or newer.
     """
-    if layout == "classic" and is_vitess(connection) and _vitess_major(connection) >= 6:
+    if layout == "classic" and is_vitess(connection) and vitess_major(connection) >= 6:
         raise InvalidQueue(
             f"table {name!r}: the classic layout has no priority column, without which "
             "Vitess 6 and newer stop reloading the schema; use layout='portable'"
@@ -275,7 +276,7 @@ def is_vitess(connection: Connection | None) -> bool:
     return "vitess" in str(connection.scalar(text("SELECT @@version"))).lower()
 
 
-def _vitess_major(connection: Connection | None) -> int:
+def vitess_major(connection: Connection | None) -> int:
     """Return Vitess's major version; 0 where it doesn't tell, as the oldest ones don't."""
     assert connection is not None
     comment = str(connection.scalar(text("SELECT @@version_comment")))

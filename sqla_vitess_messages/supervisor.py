@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import multiprocessing
 import os
@@ -13,9 +12,10 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 from .errors import InvalidArgument
+from .targets import load
 
 __all__ = ["load_worker", "run_processes", "run_reloading", "run_worker"]
 
@@ -48,21 +48,7 @@ def load_worker(target: str) -> Runnable:
     :param target: the name may have dots, and may be a function that makes a worker.
     :raises InvalidArgument: when there is none.
     """
-    module_name, _, path = target.partition(":")
-    if not module_name or not path:
-        raise InvalidArgument(f"{target!r}: expected package.module:worker")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # As with python -m.
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise InvalidArgument(f"{target!r}: there is no module {error.name!r}") from error
-    for name in path.split("."):
-        if not hasattr(found, name):
-            raise InvalidArgument(f"{target!r}: {found!r} has no {name!r}")
-        found = getattr(found, name)
+    found = load(target)
     if not hasattr(found, "run_until_signal") and callable(found):
         found = found()
     if not hasattr(found, "run_until_signal"):

@@ -1,0 +1,211 @@
+"""Compare queues with their database, and say what is wrong and what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Inspector,
+    Table,
+    column,
+    func,
+    inspect,
+    select,
+    table,
+)
+
+from .ddl import OPTIONS_KEY, index_names, is_vitess, vitess_major
+from .errors import InvalidQueue
+from .layouts import LAYOUTS
+from .options import MARK, QueueOptions
+from .vschema import is_sharded, vindexes_of
+
+__all__ = ["Finding", "check_queues"]
+
+MIGRATE = "run the migrations, or generate one with 'alembic revision --autogenerate'"
+
+_VITESS_REQUIRES = LAYOUTS["minimal"].columns
+
+_TABLES = table(
+    "tables",
+    column("table_name"),
+    column("table_schema"),
+    column("table_comment"),
+    schema="information_schema",
+)
+
+
+_COLUMNS = table(
+    "columns",
+    column("table_name"),
+    column("table_schema"),
+    column("column_name"),
+    schema="information_schema",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a table."""
+
+    table: str
+    problem: str
+    remedy: str
+    is_error: bool = True
+    """Whether messages are lost to it or stuck; else it is slow, or surprising."""
+
+
+def check_queues(connection: Connection, queues: Iterable[Table]) -> list[Finding]:
+    """Compare queues with the database.
+
+    :param queues: the tables of the models.
+    :return: what is wrong, errors first; an empty list if nothing is.
+    """
+    inspector = inspect(connection)
+    vitess = is_vitess(connection)
+    sharded = vitess and is_sharded(connection)
+    found: list[Finding] = []
+    for queue in queues:
+        if not inspector.has_table(queue.name, schema=queue.schema):
+            problem = "the database has no such table"
+            found.append(Finding(queue.name, problem, f"create_all(engine), or {MIGRATE}"))
+            continue
+        if sharded:
+            shards = list(_check_vschema(connection, queue))
+            found += shards
+            if any(finding.is_error for finding in shards):
+                continue  # vtgate answers no question about such a table.
+        found += _check_columns(inspector, queue)
+        found += _check_indexes(inspector, queue)
+        if inspector.dialect.supports_comments:
+            found += _check_comment(inspector, queue, vitess=vitess)
+        found += _check_rows(connection, inspector, queue)
+    if vitess:
+        found += _check_keyspace(connection)
+    return sorted(dict.fromkeys(found), key=lambda finding: not finding.is_error)
+
+
+def _check_columns(inspector: Inspector, queue: Table) -> Iterator[Finding]:
+    existing = {c["name"]: c for c in inspector.get_columns(queue.name, queue.schema)}
+    if missing := [c.name for c in queue.columns if c.name not in existing]:
+        yield Finding(queue.name, f"lacks the columns {', '.join(missing)}", MIGRATE)
+    options: QueueOptions = queue.info[OPTIONS_KEY]
+    key = tuple(inspector.get_pk_constraint(queue.name, queue.schema)["constrained_columns"])
+    if key != LAYOUTS[options.layout].primary_key:
+        wanted = ", ".join(LAYOUTS[options.layout].primary_key)
+        problem = f"its primary key is ({', '.join(key)}) and should be ({wanted})"
+        yield Finding(queue.name, problem, MIGRATE)
+
+
+def _check_indexes(inspector: Inspector, queue: Table) -> Iterator[Finding]:
+    existing = {index["name"] for index in inspector.get_indexes(queue.name, queue.schema)}
+    for name in sorted(index_names(queue, inspector.dialect.name) - existing):
+        yield Finding(queue.name, f"lacks the index {name}: each pull reads all rows", MIGRATE)
+
+
+def _check_comment(inspector: Inspector, queue: Table, *, vitess: bool) -> Iterator[Finding]:
+    options: QueueOptions = queue.info[OPTIONS_KEY]
+    comment = inspector.get_table_comment(queue.name, queue.schema)["text"] or ""
+    try:
+        existing = QueueOptions.from_comment(comment, layout=options.layout)
+    except InvalidQueue as error:
+        problem = f"Vitess can't take it for a message table: {error}"
+        yield Finding(queue.name, problem, MIGRATE, is_error=vitess)
+        return
+    if existing.to_comment() != options.to_comment():
+        problem = f"its options are {comment!r} and the model's {options.to_comment()!r}"
+        yield Finding(queue.name, problem, MIGRATE, is_error=False)
+
+
+def _check_rows(connection: Connection, inspector: Inspector, queue: Table) -> Iterator[Finding]:
+    columns = queue.c
+    names = {c["name"] for c in inspector.get_columns(queue.name, queue.schema)}
+    if not {"time_next", "time_acked", "epoch"} <= names:
+        return
+    stuck = columns.time_acked.is_(None) & columns.time_next.is_(None)
+    if count := _count(connection, queue, stuck):
+        yield Finding(
+            queue.name,
+            f"{count} messages are neither acked nor have a time_next: they are never delivered",
+            "set time_next to 0 where both are NULL",
+        )
+    looping = columns.time_acked.is_not(None) & columns.time_next.is_not(None)
+    if count := _count(connection, queue, looping):
+        yield Finding(
+            queue.name,
+            f"{count} acked messages have a time_next: old versions of Vitess deliver them again",
+            "set time_next to NULL where time_acked isn't",
+        )
+    if count := _count(connection, queue, columns.epoch.is_(None)):
+        yield Finding(
+            queue.name,
+            f"{count} messages have no epoch: they can be delivered, but not failed or retried",
+            "set epoch to 0 where it is NULL",
+        )
+
+
+def _count(connection: Connection, queue: Table, condition: ColumnElement[bool]) -> int:
+    counting = select(func.count()).select_from(queue).where(condition)
+    return int(connection.scalar(counting) or 0)
+
+
+def _check_vschema(connection: Connection, queue: Table) -> Iterator[Finding]:
+    options: QueueOptions = queue.info[OPTIONS_KEY]
+    vindexes = vindexes_of(connection, queue)
+    wanted = ", ".join(options.shard_by or ())
+    if not vindexes:
+        remedy = (
+            f"op.add_vindex({queue.name!r}, {list(options.shard_by)}, {options.vindex!r}) in a "
+            "migration"
+            if options.shard_by
+            else "set shard_by and vindex in its QueueOptions to those of the data it commits with"
+        )
+        problem = "the keyspace is sharded and the vschema has no vindex for it: no row can be read"
+        yield Finding(queue.name, problem, remedy)
+        return
+    first = vindexes[0]
+    if options.shard_by is None:
+        yield Finding(
+            queue.name,
+            f"the model doesn't say that it is sharded by {', '.join(first.columns)}: "
+            "each settlement asks all shards",
+            f"set shard_by={list(first.columns)}, vindex={first.name!r} in its QueueOptions",
+            is_error=False,
+        )
+    elif first.columns != options.shard_by or first.name != options.vindex:
+        yield Finding(
+            queue.name,
+            f"is sharded by {first.name}({', '.join(first.columns)}), and the model says "
+            f"{options.vindex}({wanted}): each settlement asks all shards",
+            "make a queue of another name, and let this one run empty",
+            is_error=False,
+        )
+
+
+def _check_keyspace(connection: Connection) -> Iterator[Finding]:
+    """Look at all message tables, for one that is malformed harms the others."""
+    harm = "Vitess has stopped reloading the schema of its tablets: new tables are not found"
+    everyone = select(_TABLES.c.table_name, _TABLES.c.table_comment).where(
+        _TABLES.c.table_schema == func.database(), _TABLES.c.table_comment.like(f"{MARK}%")
+    )
+    for name, comment in connection.execute(everyone).all():
+        try:
+            QueueOptions.from_comment(comment)
+        except InvalidQueue as error:
+            yield Finding(name, f"{error}. {harm}", "mend its comment, or drop it")
+        # vtgate shows a table without a vindex here alone.
+        of_table = select(_COLUMNS.c.column_name).where(
+            _COLUMNS.c.table_schema == func.database(), _COLUMNS.c.table_name == name
+        )
+        columns = set(connection.scalars(of_table))
+        missing = [required for required in _VITESS_REQUIRES if required not in columns]
+        if missing and vitess_major(connection) >= 6:
+            legacy = " (it has the classic layout)" if missing == ["priority"] else ""
+            yield Finding(
+                name,
+                f"lacks the columns {', '.join(missing)}{legacy}. {harm}",
+                "set layout='portable' and run the migration that autogenerate makes",
+            )

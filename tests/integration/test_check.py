@@ -1,0 +1,207 @@
+"""``sqla-vitess-messages check`` and ``ddl``: what is wrong with the queues of a database."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import BigInteger, Engine, create_engine, inspect, text, update
+from sqlalchemy.orm import mapped_column
+
+from sqla_vitess_messages import InvalidArgument, QueueOptions
+from sqla_vitess_messages.check import check_queues
+from sqla_vitess_messages.statements import statements
+from sqla_vitess_messages.targets import load_queues
+from tests.backends import BACKENDS, enqueue, make_queue_class
+from tests.conftest import server_url
+from tools.vitess import Dev
+
+MakeQueue = Callable[..., type[Any]]
+
+SERVERS = [b for b in BACKENDS if b.name in ("sqlite", "mysql", "mariadb", "vitess")]
+servers = pytest.mark.parametrize("backend", SERVERS, indirect=True, ids=lambda b: b.name)
+MYSQL = [b for b in SERVERS if b.server]
+
+
+def found(engine: Engine, queue: type[Any]) -> list[tuple[bool, str]]:
+    """Return what is wrong with one queue; other tests have tables here, too."""
+    with engine.connect() as connection:
+        findings = check_queues(connection, [queue.__table__])
+    return [(f.is_error, f.problem) for f in findings if f.table == queue.__table__.name]
+
+
+@servers
+def test_nothing_is_wrong_with_a_new_queue(engine: Engine, make_queue: MakeQueue) -> None:
+    queue = make_queue()
+    enqueue(engine, queue())
+    assert found(engine, queue) == []
+    assert found(engine, make_queue(layout="minimal")) == []
+
+
+@servers
+def test_a_missing_table_column_or_index_is_told(engine: Engine, make_queue: MakeQueue) -> None:
+    queue = make_queue()
+    wider = make_queue_class(
+        QueueOptions(), attributes={"more": mapped_column(BigInteger, nullable=True)}
+    )
+    assert found(engine, wider) == [(True, "the database has no such table")]
+    name = queue.__table__.name
+    wider.__table__.name = name
+    index = "poller_idx" if engine.dialect.name != "sqlite" else f"{name}_poller_idx"
+    with engine.begin() as connection:
+        on = "" if engine.dialect.name == "sqlite" else f" ON {name}"
+        connection.execute(text(f"DROP INDEX {index}{on}"))
+    assert (True, "lacks the columns more") in found(engine, wider)
+    assert (True, f"lacks the index {index}: each pull reads all rows") in found(engine, queue)
+
+
+@servers
+def test_rows_that_are_stuck_are_told(engine: Engine, make_queue: MakeQueue) -> None:
+    queue = make_queue()
+    enqueue(engine, *(queue(deliver_in=3600) for _ in range(3)))
+    stuck, looping, _ = (m.id for m in _all(engine, queue))
+    with engine.begin() as connection:
+        connection.execute(update(queue).where(queue.id == stuck).values(time_next=None))
+        connection.execute(update(queue).where(queue.id == looping).values(time_acked=1))
+    problems = [problem for is_error, problem in found(engine, queue) if is_error]
+    assert problems[0].startswith("1 messages are neither acked nor have a time_next")
+    assert problems[1].startswith("1 acked messages have a time_next")
+    assert len(problems) == 2
+
+
+def _all(engine: Engine, queue: type[Any]) -> list[Any]:
+    with engine.connect() as connection:
+        return list(connection.execute(queue.__table__.select()))
+
+
+@pytest.mark.parametrize("backend", MYSQL, indirect=True, ids=lambda b: b.name)
+def test_other_options_are_a_warning(engine: Engine, make_queue: MakeQueue) -> None:
+    queue = make_queue()
+    queue.__table__.info["sqla_vitess_messages"] = queue.__queue__.replace(
+        ack_wait=99, message_cols=queue.__table__.info["sqla_vitess_messages"].message_cols
+    )
+    [(is_error, problem)] = found(engine, queue)
+    assert not is_error
+    assert "vt_ack_wait=99" in problem
+
+
+def test_a_wrong_vschema_is_told() -> None:
+    engine = create_engine(server_url("sharded"))
+    attributes = {"tenant": mapped_column(BigInteger, nullable=False)}
+    unknown = make_queue_class(QueueOptions())
+    unknown.__table__.create(engine)
+    [(is_error, problem)] = found(engine, unknown)
+    assert is_error
+    assert "the vschema has no vindex for it" in problem
+    sharded = make_queue_class(QueueOptions(shard_by="tenant", vindex="hash"))
+    sharded.metadata.create_all(engine)
+    assert found(engine, sharded) == []
+    for options, told in [
+        (QueueOptions(), "doesn't say that it is sharded by tenant"),
+        (QueueOptions(shard_by="tenant", vindex="xxhash"), "is sharded by hash(tenant), and the"),
+    ]:
+        other = make_queue_class(options, attributes=attributes if not options.shard_by else {})
+        other.__table__.name = sharded.__table__.name
+        [(is_error, problem)] = found(engine, other)
+        assert not is_error
+        assert told in problem
+    sharded.metadata.drop_all(engine)
+    unknown.__table__.drop(engine)
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[Dev]:
+    """A Vitess whose schema reloading this test may stop."""
+    server_url("vtgate")
+    folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-check-"))
+    folder.chmod(0o755)
+    dev = Dev(folder)
+    try:
+        dev.start()
+        yield dev
+    finally:
+        dev.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_malformed_table_that_harms_the_others_is_told(apart: Dev) -> None:
+    engine = create_engine(apart.url())
+    fine = make_queue_class(QueueOptions())
+    fine.metadata.create_all(engine)
+    comment = QueueOptions().to_comment()
+    classic = "id bigint primary key, epoch bigint, time_next bigint, time_acked bigint"
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE TABLE legacy ({classic}) COMMENT '{comment}'"))
+        connection.execute(text(f"CREATE TABLE spaced ({classic}) COMMENT 'vitess_message, x=1'"))
+        problems = {
+            finding.table: finding for finding in check_queues(connection, [fine.__table__])
+        }
+    assert problems.keys() == {"legacy", "spaced"}
+    assert "lacks the columns priority (it has the classic layout)" in problems["legacy"].problem
+    assert "stopped reloading" in problems["spaced"].problem
+    engine.dispose()
+
+
+MODELS = """
+from sqlalchemy import BigInteger
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqla_vitess_messages import MessageQueueMixin, QueueOptions
+
+class Base(DeclarativeBase):
+    pass
+
+class Task(MessageQueueMixin, Base):
+    __tablename__ = "task"
+    __queue__ = QueueOptions(shard_by="user_id", vindex="hash")
+    user_id: Mapped[int] = mapped_column(BigInteger, index=True)
+"""
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (folder / "models.py").write_text(MODELS)
+    return subprocess.run(
+        [sys.executable, "-m", "sqla_vitess_messages", *arguments],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_commands_tell_by_their_exit_code(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/app.db"
+    done = run(tmp_path, "check", "--url", url, "models:Base")
+    assert done.returncode == 1
+    assert "error: task: the database has no such table\n  remedy: create_all" in done.stdout
+    engine = create_engine(url)
+    for statement in run(tmp_path, "ddl", "--dialect", "sqlite", "models:Base").stdout.split(";"):
+        with engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+    assert "task_poller_idx" in {index["name"] for index in inspect(engine).get_indexes("task")}
+    engine.dispose()
+    done = run(tmp_path, "check", "--url", url, "models:Base")
+    assert (done.returncode, done.stdout) == (0, "1 queues, nothing is wrong\n")
+    done = run(tmp_path, "check", "--url", url, "models:nothing")
+    assert done.returncode == 2
+    assert "has no 'nothing'" in done.stderr
+    done = run(tmp_path, "check", "--url", "mysql+pymysql://u:s3cret@127.0.0.1:1/x", "models:Base")
+    assert done.returncode == 2
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_ddl_shows_the_vschema_too() -> None:
+    options = QueueOptions(shard_by="tenant", vindex="hash")
+    queue = make_queue_class(options)
+    table, vindex = statements([queue.__table__], "mysql")
+    assert table.startswith(f"CREATE TABLE {queue.__table__.name} (")
+    assert "INDEX poller_idx (time_acked, priority, time_next desc)" in table
+    name = queue.__table__.name
+    assert vindex == f"ALTER VSCHEMA ON `{name}` ADD VINDEX `hash` (`tenant`) USING `hash`"
+    with pytest.raises(InvalidArgument, match="expected mysql, mariadb or sqlite"):
+        list(statements([queue.__table__], "oracle"))
+    with pytest.raises(InvalidArgument, match="no declarative base"):
+        load_queues("tests.backends:BACKENDS")
