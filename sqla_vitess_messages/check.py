@@ -69,7 +69,8 @@ def check_queues(connection: Connection, queues: Iterable[Table]) -> list[Findin
     sharded = vitess and is_sharded(connection)
     found: list[Finding] = []
     for queue in queues:
-        if not inspector.has_table(queue.name, schema=queue.schema):
+        exists = inspector.has_table(queue.name, schema=queue.schema)
+        if not exists and not (sharded and _is_listed(connection, queue)):
             problem = "the database has no such table"
             found.append(Finding(queue.name, problem, f"create_all(engine), or {MIGRATE}"))
             continue
@@ -86,6 +87,14 @@ def check_queues(connection: Connection, queues: Iterable[Table]) -> list[Findin
     if vitess:
         found += _check_keyspace(connection)
     return sorted(dict.fromkeys(found), key=lambda finding: not finding.is_error)
+
+
+def _is_listed(connection: Connection, queue: Table) -> bool:
+    """Say whether a sharded keyspace has a table that vtgate denies, as it has no vindex."""
+    listed = select(_TABLES.c.table_name).where(
+        _TABLES.c.table_schema == func.database(), _TABLES.c.table_name == queue.name
+    )
+    return connection.scalar(listed) is not None
 
 
 def _check_columns(inspector: Inspector, queue: Table) -> Iterator[Finding]:
