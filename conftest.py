@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
+import sys
 import tempfile
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from sybil import Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from sybil.sybil import SybilCollection
+
+from tests.conftest import URLS, server_url
 
 pytest_plugins = ["sqla_vitess_messages.pytest_plugin"]
+
+MIGRATIONS = "docs/how-to/migrate-with-alembic.md"
+SHARDING = "docs/how-to/shard-a-queue.md"
 
 
 @pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the groups.
@@ -30,11 +41,70 @@ def _enter_empty_folder(namespace: dict[str, Any]) -> None:
 def _leave_folder(namespace: dict[str, Any]) -> None:
     os.chdir(namespace["_before"])
     namespace["_folder"].cleanup()
+    os.environ.pop("DATABASE_URL", None)
 
 
-pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/*.md", "docs/**/*.md"],
-    setup=_enter_empty_folder,
-    teardown=_leave_folder,
-).pytest()
+def _enter_with_shards(namespace: dict[str, Any]) -> None:
+    _enter_empty_folder(namespace)
+    if URLS not in os.environ:
+        pytest.skip("the databases start with the tests alone")
+    os.environ["DATABASE_URL"] = server_url("sharded")
+
+
+def _write_file(example: Example) -> None:
+    """Do with a block what its first line says."""
+    where, _, code = example.parsed.partition("\n")
+    env = Path("migrations/env.py")
+    if where == "# models.py":
+        Path("models.py").write_text(code)
+    elif where == "# in migrations/env.py":
+        env.write_text(env.read_text().replace("target_metadata = None\n", code))
+        ini = Path("alembic.ini")
+        ini.write_text(
+            ini.read_text().replace("driver://user:pass@localhost/dbname", "sqlite:///a")
+        )
+    elif where == "# in the middle of migrations/env.py":
+        before, online, after = env.read_text().rpartition("        with context.begin_transaction")
+        env.write_text(before + textwrap.indent(code, " " * 8) + "\n" + online + after)
+        _run_commands("alembic upgrade head")
+    else:
+        assert where == "# the newest script"
+        [script] = Path("migrations/versions").glob("*.py")
+        assert code in script.read_text()
+
+
+def _run_shell(example: Example) -> None:
+    _run_commands(example.parsed)
+
+
+def _run_commands(lines: str) -> None:
+    for line in lines.splitlines():
+        command, *arguments = shlex.split(line)
+        if command == "alembic":
+            done = subprocess.run(  # noqa: S603  # The documents are ours.
+                [sys.executable, "-m", "alembic", *arguments],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _sybil(patterns: list[str], parsers: list[Any], **options: Any) -> Sybil:
+    settings = {"setup": _enter_empty_folder, "teardown": _leave_folder, **options}
+    return Sybil(parsers=[*parsers, SkipParser()], patterns=patterns, **settings)
+
+
+_documents = SybilCollection(
+    [
+        _sybil(
+            ["README.md", "docs/*.md", "docs/**/*.md"],
+            [PythonCodeBlockParser()],
+            excludes=[MIGRATIONS, SHARDING],
+        ),
+        _sybil([SHARDING], [PythonCodeBlockParser()], setup=_enter_with_shards),
+        _sybil(
+            [MIGRATIONS],
+            [CodeBlockParser("python", _write_file), CodeBlockParser("sh", _run_shell)],
+        ),
+    ]
+)
+pytest_collect_file = _documents.pytest()

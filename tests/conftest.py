@@ -23,18 +23,18 @@ from sqla_vitess_messages import MessageQueueMixin, QueueOptions
 from tests.backends import BACKENDS, Backend, make_queue_class, make_subscriber
 from tools.vitess import Cluster, Dev, MariaDB, MissingTool, MySQL, install
 
-_URLS = "SQLA_VITESS_MESSAGES_TEST_URLS"
+URLS = "SQLA_VITESS_MESSAGES_TESTURLS"
 _running: list[Any] = []
 _folder = ""
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if hasattr(session.config, "workerinput") or _URLS in os.environ:
+    if hasattr(session.config, "workerinput") or URLS in os.environ:
         return
     if session.config.option.collectonly:
         return
     urls, missing = _start_databases()
-    os.environ[_URLS] = json.dumps(urls)
+    os.environ[URLS] = json.dumps(urls)
     if missing:
         line = f"without Vitess and MySQL: this machine lacks {missing}"
         if os.environ.get("CI"):
@@ -101,7 +101,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def server_url(name: str) -> str:
     """Return the URL of a running database server, or skip the test."""
-    urls: dict[str, str] = json.loads(os.environ[_URLS])
+    urls: dict[str, str] = json.loads(os.environ[URLS])
     if name not in urls:
         pytest.skip(f"no {name} on this machine")
     return urls[name]
