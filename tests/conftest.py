@@ -182,3 +182,18 @@ def subscribe(url: str, backend: Backend) -> Iterator[Callable[..., Any]]:
     for subscriber in opened:
         with suppress(Exception):
             subscriber.close()
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[Dev]:
+    """A Vitess of the test's own, whose schema reloading it may stop."""
+    server_url("vtgate")
+    folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-apart-"))
+    folder.chmod(0o755)
+    dev = Dev(folder)
+    try:
+        dev.start()
+        yield dev
+    finally:
+        dev.stop()
+        shutil.rmtree(folder, ignore_errors=True)

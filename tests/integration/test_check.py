@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,21 +112,6 @@ def test_a_wrong_vschema_is_told() -> None:
     sharded.metadata.drop_all(engine)
     unknown.__table__.drop(engine)
     engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def apart() -> Iterator[Dev]:
-    """A Vitess whose schema reloading this test may stop."""
-    server_url("vtgate")
-    folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-check-"))
-    folder.chmod(0o755)
-    dev = Dev(folder)
-    try:
-        dev.start()
-        yield dev
-    finally:
-        dev.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_malformed_table_that_harms_the_others_is_told(apart: Dev) -> None:

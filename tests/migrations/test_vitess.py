@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, inspect, select, text
 from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateTable
 
-from sqla_vitess_messages import Subscriber
-from sqla_vitess_messages.vschema import reserve_ids, vindexes_of
-from tests.backends import eventually
+from sqla_vitess_messages import InvalidQueue, Subscriber
+from sqla_vitess_messages.vschema import reserve_ids, vindexes_of, wait_until_known
+from tests.backends import enqueue, eventually
 from tests.conftest import server_url
 from tests.migrations.project import CommandFailed, Project
-from tests.migrations.test_autogenerate import WELCOME
+from tests.migrations.test_autogenerate import CLASSIC, PORTABLE, WELCOME
+from tools.vitess import Dev
 
 
 @pytest.fixture
@@ -216,3 +218,28 @@ def _migrations(project: Project) -> list[Any]:
         rows = connection.execute(text("SHOW VITESS_MIGRATIONS")).mappings().all()
     engine.dispose()
     return [row for row in rows if row["mysql_table"] == f"{project.name}_welcome"]
+
+
+def test_a_classic_queue_on_a_new_vitess_is_mended(apart: Dev, tmp_path: Path) -> None:
+    """It has stopped the schema reloading of its tablet, until the migration."""
+    project = Project(tmp_path / "project", apart.url())
+    models = project.write_models("")
+    project.revision()
+    project.alembic("upgrade", "head")
+    models = project.write_models(CLASSIC)
+    table = models.Job.__table__
+    with project.engine.begin() as connection:
+        connection.execute(CreateTable(table))
+    project.write_models(PORTABLE)
+    assert "existing_layout='classic'" in project.revision()
+    project.alembic("upgrade", "head")
+    assert project.is_up_to_date()
+    models = project.write_models(PORTABLE)
+    with project.engine.connect() as connection:
+        wait_until_known(connection, models.Job.__table__)
+    enqueue(project.engine, models.Job(body="delivered"))
+    with Subscriber(models.Job, project.url) as subscriber:
+        assert subscriber.get(20).body == "delivered"
+    with pytest.raises(InvalidQueue, match="classic layout has no priority"):
+        project.alembic("downgrade", "-1")
+    project.close()
