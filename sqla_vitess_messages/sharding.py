@@ -8,7 +8,14 @@ from sqlalchemy import Connection, Table, event
 
 from .ddl import OPTIONS_KEY, is_vitess
 from .options import QueueOptions
-from .vschema import AddVindex, DropTable, is_sharded, vindexes_of, wait_until_known
+from .vschema import (
+    AddVindex,
+    DropTable,
+    alter_vschema,
+    is_sharded,
+    vindexes_of,
+    wait_until_known,
+)
 
 __all__: list[str] = []
 
@@ -31,9 +38,8 @@ def _add_vindex(table: Table, connection: Connection | None, **_kw: Any) -> None
         assert options.shard_by is not None
         assert options.vindex is not None
         if not vindexes_of(connection, table):
-            connection.execute(
-                AddVindex(table.name, options.shard_by, options.vindex, keyspace=table.schema)
-            )
+            adding = AddVindex(table.name, options.shard_by, options.vindex, keyspace=table.schema)
+            alter_vschema(connection, adding)
         wait_until_known(connection, table)
 
 
@@ -42,4 +48,4 @@ def _drop_from_vschema(table: Table, connection: Connection | None, **_kw: Any) 
     if _sharded_queue(table, connection) is not None:
         assert connection is not None
         if vindexes_of(connection, table):
-            connection.execute(DropTable(table.name, keyspace=table.schema))
+            alter_vschema(connection, DropTable(table.name, keyspace=table.schema))

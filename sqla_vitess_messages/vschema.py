@@ -17,6 +17,7 @@ from sqlalchemy import (
     Integer,
     Table,
     bindparam,
+    func,
     select,
     text,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "DropVindex",
     "RemoveVindex",
     "Vindex",
+    "alter_vschema",
     "is_sharded",
     "reserve_ids",
     "vindexes_of",
@@ -62,6 +64,17 @@ FUNCTIONAL = frozenset(
 
 KNOWN_WITHIN = 30.0
 """Seconds to wait until vtgate can write to a new table."""
+
+LOCK = "sqla_vitess_messages.vschema"
+"""The name of the lock that a change of the vschema is made under."""
+
+LOCKED_WITHIN = 30
+"""Seconds to wait for the lock; then it is done without. Vitess takes whole ones."""
+
+PROPAGATION = 0.1
+"""Seconds until all vtgates have heard of a change; they don't tell."""
+
+ATTEMPTS = 3
 
 
 class _AlterVschema(ExecutableDDLElement):
@@ -234,6 +247,30 @@ def vindexes_of(connection: Connection, table: Table) -> list[Vindex]:
             return []
         raise
     return [Vindex(row[1], row[2], tuple(row[0].split(", "))) for row in rows]
+
+
+def alter_vschema(connection: Connection, statement: ExecutableDDLElement) -> None:
+    """Execute a statement on the vschema, one at a time among the users of this library.
+
+    vtgate writes what it remembers of all keyspaces, with its own change to one: of two changes at
+    a time, one may be lost.
+
+    :param statement: one of this module's.
+    """
+    for _ in range(ATTEMPTS):
+        connection.execute(select(func.get_lock(LOCK, LOCKED_WITHIN)))
+        try:
+            connection.execute(statement)
+            time.sleep(PROPAGATION)
+        except DBAPIError as error:
+            # Somebody else was faster, without the lock.
+            if "stale" not in str(error.orig).lower():
+                raise
+        else:
+            return
+        finally:
+            connection.execute(select(func.release_lock(LOCK)))
+    connection.execute(statement)
 
 
 def wait_until_known(connection: Connection, table: Table, within: float = KNOWN_WITHIN) -> None:

@@ -202,15 +202,19 @@ def _compare(
     if not is_rebuilt:
         changes += _missing_indexes(context, table, existing)
     changes += _missing_vindexes(context, table)
-    if modify is None and changes:
-        modify = ops.ModifyTableOps(table.name, [], schema=table.schema)
-        upgrade_ops.ops.append(modify)
-    if modify is not None:
-        # A column is there before the comment names it, and goes after the comment has let it go:
-        # Alembic drops columns last, and a downgrade goes the other way round.
-        modify.ops = [*added, *changes, *others]
-        if not modify.ops:
-            upgrade_ops.ops.remove(modify)
+    # A column is there before the comment names it, and goes after the comment has let it go:
+    # Alembic drops columns last, and a downgrade goes the other way round. The queue's operations
+    # stand by themselves, for those on the table may be rendered as a batch.
+    parts = [
+        ops.ModifyTableOps(table.name, added, schema=table.schema),
+        *changes,
+        ops.ModifyTableOps(table.name, others, schema=table.schema),
+    ]
+    end = len(upgrade_ops.ops)
+    position = end if modify is None else upgrade_ops.ops.index(modify)
+    upgrade_ops.ops[position : position + 1] = [
+        part for part in parts if not isinstance(part, ops.ModifyTableOps) or part.ops
+    ]
 
 
 def _change(

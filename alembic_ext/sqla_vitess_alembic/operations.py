@@ -25,7 +25,7 @@ from sqla_vitess_messages.layouts import LAYOUTS, make_columns
 from sqla_vitess_messages.options import Layout
 
 from . import conversion
-from .vschema_operations import targets_vitess
+from .vschema_operations import alter_vschema, targets_vitess
 
 __all__ = [
     "AlterMessageQueueOp",
@@ -315,9 +315,8 @@ def _add_vindex(operations: Operations, operation: CreateMessageQueueOp) -> None
     assert columns is not None
     assert vindex is not None
     if targets_vitess(operations, sharded=True):
-        operations.execute(
-            vschema.AddVindex(operation.name, columns, vindex, keyspace=operation.schema)
-        )
+        adding = vschema.AddVindex(operation.name, columns, vindex, keyspace=operation.schema)
+        alter_vschema(operations, adding)
 
 
 @Operations.implementation_for(DropMessageQueueOp)
@@ -329,7 +328,7 @@ def _drop(operations: Operations, operation: DropMessageQueueOp) -> None:
         known = bool(vschema.vindexes_of(connection, table))
     operations.impl.drop_table(table)
     if known:
-        operations.execute(vschema.DropTable(operation.name, keyspace=operation.schema))
+        alter_vschema(operations, vschema.DropTable(operation.name, keyspace=operation.schema))
 
 
 @Operations.implementation_for(AlterMessageQueueOp)

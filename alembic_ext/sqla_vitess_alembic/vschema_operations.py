@@ -26,6 +26,7 @@ __all__ = [
     "DropVindexOp",
     "DropVschemaTableOp",
     "RemoveVindexOp",
+    "alter_vschema",
     "targets_vitess",
 ]
 
@@ -265,9 +266,18 @@ def _sequence_table(operation: _VschemaOp) -> Table:
     )
 
 
+def alter_vschema(operations: Operations, statement: ExecutableDDLElement) -> None:
+    """Execute a statement on the vschema, or write it."""
+    context = operations.migration_context
+    if context.as_sql or context.connection is None:
+        operations.execute(statement)
+    else:
+        vschema.alter_vschema(context.connection, statement)
+
+
 def _execute(operations: Operations, operation: _VschemaOp) -> None:
     if targets_vitess(operations):
-        operations.execute(operation.statement())
+        alter_vschema(operations, operation.statement())
 
 
 for _class in (
@@ -287,7 +297,7 @@ def _create_sequence(operations: Operations, operation: CreateSequenceOp) -> Non
         return
     table = _sequence_table(operation)
     operations.execute(CreateTable(table))
-    operations.execute(operation.statement())
+    alter_vschema(operations, operation.statement())
     connection = operations.migration_context.connection
     if connection is not None and not operations.migration_context.as_sql:
         vschema.wait_until_known(connection, table)
@@ -298,5 +308,5 @@ def _create_sequence(operations: Operations, operation: CreateSequenceOp) -> Non
 @Operations.implementation_for(DropSequenceOp)
 def _drop_sequence(operations: Operations, operation: DropSequenceOp) -> None:
     if targets_vitess(operations):
-        operations.execute(operation.statement())
+        alter_vschema(operations, operation.statement())
         operations.execute(DropTableStatement(_sequence_table(operation)))

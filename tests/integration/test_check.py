@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Engine, create_engine, inspect, text, update
+from sqlalchemy import BigInteger, Engine, MetaData, Table, create_engine, inspect, text, update
 from sqlalchemy.orm import mapped_column
+from sqlalchemy.schema import SetTableComment
 
 from sqla_vitess_messages import InvalidArgument, QueueOptions
 from sqla_vitess_messages.check import check_queues
@@ -87,6 +88,17 @@ def test_other_options_are_a_warning(engine: Engine, make_queue: MakeQueue) -> N
     [(is_error, problem)] = found(engine, queue)
     assert not is_error
     assert "vt_ack_wait=99" in problem
+
+
+@pytest.mark.parametrize("backend", MYSQL[:1], indirect=True, ids=lambda b: b.name)
+def test_options_that_vitess_misreads_are_told(engine: Engine, make_queue: MakeQueue) -> None:
+    queue = make_queue()
+    small = queue.__table__.comment.replace("vt_cache_size=10000", "vt_cache_size=5")
+    with engine.connect() as connection:
+        connection.execute(SetTableComment(Table(queue.__table__.name, MetaData(), comment=small)))
+    [(is_error, problem)] = found(engine, queue)
+    assert not is_error  # It is no Vitess.
+    assert "cache_size=5: must be at least batch_size=10" in problem
 
 
 def test_a_wrong_vschema_is_told() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    make_url,
     select,
     text,
 )
@@ -33,11 +35,14 @@ from sqla_vitess_messages.enqueue import random_id
 from sqla_vitess_messages.transports.shards import choose_shards
 from sqla_vitess_messages.vschema import (
     AddSequence,
+    AddTable,
     AddVindex,
     CreateVindex,
     DropSequence,
+    DropTable,
     DropVindex,
     RemoveVindex,
+    alter_vschema,
     reserve_ids,
     vindexes_of,
     wait_until_known,
@@ -76,7 +81,7 @@ def queue(engine: Engine, base: type[DeclarativeBase]) -> Iterator[type[Any]]:
     model.User = User
     base.metadata.create_all(engine)
     with engine.connect() as connection:
-        connection.execute(AddVindex(User.__tablename__, ["id"], "hash"))
+        alter_vschema(connection, AddVindex(User.__tablename__, ["id"], "hash"))
         wait_until_known(connection, User.__table__)
     yield model
     base.metadata.drop_all(engine)
@@ -262,7 +267,7 @@ def test_ids_may_come_from_a_sequence_and_be_found_by_a_lookup_vindex(
         connection.execute(
             text(f"CREATE TABLE {lookup} (id BIGINT PRIMARY KEY, keyspace_id VARBINARY(128))")
         )
-        connection.execute(AddSequence(name))
+        alter_vschema(connection, AddSequence(name))
         sequence = Table(name, queue.metadata, autoload_with=connection)
         queue.metadata.remove(sequence)
         wait_until_known(connection, sequence)
@@ -272,8 +277,8 @@ def test_ids_may_come_from_a_sequence_and_be_found_by_a_lookup_vindex(
     table = queue.__table__
     with engine.connect() as connection:
         owned = {**params, "owner": table.name}
-        connection.execute(CreateVindex(lookup, "consistent_lookup_unique", owned))
-        connection.execute(AddVindex(table.name, ["id"], lookup))
+        alter_vschema(connection, CreateVindex(lookup, "consistent_lookup_unique", owned))
+        alter_vschema(connection, AddVindex(table.name, ["id"], lookup))
         eventually(lambda: len(vindexes_of(connection, table)) == 2)
     ids = reserve_ids(engine, f"main.{name}", 20)
     assert list(ids) == list(range(1000, 1020))
@@ -292,10 +297,10 @@ def test_ids_may_come_from_a_sequence_and_be_found_by_a_lookup_vindex(
         with Session(engine) as session, session.begin():
             queue.ack_all(session, got)
     with engine.connect() as connection:
-        connection.execute(RemoveVindex(table.name, lookup))
-        connection.execute(DropVindex(lookup))
+        alter_vschema(connection, RemoveVindex(table.name, lookup))
+        alter_vschema(connection, DropVindex(lookup))
     with main.connect() as connection:
-        connection.execute(DropSequence(name))
+        alter_vschema(connection, DropSequence(name))
         connection.execute(text(f"DROP TABLE {name}"))
         connection.execute(text(f"DROP TABLE {lookup}"))
     main.dispose()
@@ -333,7 +338,7 @@ def test_a_queue_may_be_sharded_by_several_columns(
             "column_bytes": "1,7",
             "column_vindex": "hash,hash",
         }
-        connection.execute(CreateVindex(vindex, "multicol", params))
+        alter_vschema(connection, CreateVindex(vindex, "multicol", params))
     options = QueueOptions(shard_by=["region", "user_id"], vindex=vindex)
     attributes = {
         "region": mapped_column(BigInteger, nullable=False),
@@ -350,4 +355,34 @@ def test_a_queue_may_be_sharded_by_several_columns(
         model.ack_all(session, got[1:])
     base.metadata.drop_all(engine)
     with engine.connect() as connection:
-        connection.execute(DropVindex(vindex))
+        alter_vschema(connection, DropVindex(vindex))
+
+
+def test_changes_of_the_vschema_at_the_same_time_are_all_kept(engine: Engine) -> None:
+    """vtgate writes what it remembers of the other keyspaces: unguarded, some are lost."""
+    fast = engine.url.set(port=make_url(server_url("vtgate-fast")).port)
+    engines = [create_engine(url) for url in (engine.url, fast)]
+    options = QueueOptions(shard_by="tenant", vindex="hash")
+    queues = [make_queue_class(options) for _ in range(12)]
+
+    def change(number: int) -> None:
+        name = queues[number].__table__.name
+        here, there = engines[number % 2], engines[1 - number % 2]
+        queues[number].metadata.create_all(here)
+        with there.connect() as connection:
+            alter_vschema(connection, AddTable(name, keyspace="main"))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(change, range(12)))
+    with engine.connect() as connection:
+        for queue in queues:
+            assert len(vindexes_of(connection, queue.__table__)) == 1
+    main = create_engine(server_url("vtgate"))
+    with main.connect() as connection:
+        known = set(connection.scalars(text("SHOW VSCHEMA TABLES")))
+        assert known >= {queue.__table__.name for queue in queues}
+        for queue in queues:
+            alter_vschema(connection, DropTable(queue.__table__.name))
+            queue.metadata.drop_all(engine)
+    for end in (main, *engines):
+        end.dispose()

@@ -182,7 +182,7 @@ def test_code_is_loaded_anew_when_it_changes(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("tasks", "expected package.module:worker"),
+        ("tasks", "expected package.module:name"),
         ("nothing:worker", "no module 'nothing'"),
         ("tasks:nothing", "has no 'nothing'"),
         ("tasks:Task", "is no Worker"),

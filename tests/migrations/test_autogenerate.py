@@ -363,6 +363,24 @@ def test_sql_for_a_sharded_keyspace_is_asked_for(project: Project) -> None:
     assert f"ALTER VSCHEMA DROP TABLE {table};" in sql
 
 
+def test_operations_on_queues_stand_outside_of_batches(project: Project) -> None:
+    env = project.folder / "migrations" / "env.py"
+    configured = env.read_text().replace(
+        "context.configure(", "context.configure(render_as_batch=True,"
+    )
+    env.write_text(configured)
+    project.write_models(OUTBOX)
+    project.revision()
+    project.alembic("upgrade", "head")
+    project.write_models(OUTBOX_QUEUE.replace("{layout}", "portable"))
+    script = project.revision()
+    assert script.index("batch_op.add_column(") < script.index("    op.convert_to_message_queue(")
+    project.alembic("upgrade", "head")
+    assert project.is_up_to_date()
+    project.alembic("downgrade", "-1")
+    assert columns_of(project, f"{project.name}_outbox") == ["id", "address"]
+
+
 def test_alembic_finds_the_plugin_by_itself(project: Project) -> None:
     project.write_models(WELCOME)
     done = subprocess.run(
