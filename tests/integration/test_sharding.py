@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     Engine,
+    MetaData,
     String,
     Table,
     create_engine,
@@ -359,30 +361,29 @@ def test_a_queue_may_be_sharded_by_several_columns(
 
 
 def test_changes_of_the_vschema_at_the_same_time_are_all_kept(engine: Engine) -> None:
-    """vtgate writes what it remembers of the other keyspaces: unguarded, some are lost."""
-    fast = engine.url.set(port=make_url(server_url("vtgate-fast")).port)
-    engines = [create_engine(url) for url in (engine.url, fast)]
-    options = QueueOptions(shard_by="tenant", vindex="hash")
-    queues = [make_queue_class(options) for _ in range(12)]
+    """vtgate writes what it remembers of other keyspaces: unguarded, some of 20 were lost."""
+    fast = make_url(server_url("vtgate")).set(port=make_url(server_url("vtgate-fast")).port)
+    main = create_engine(fast)
+    names = [f"both_{secrets.token_hex(6)}" for _ in range(20)]
+    together = threading.Barrier(2)
 
-    def change(number: int) -> None:
-        name = queues[number].__table__.name
-        here, there = engines[number % 2], engines[1 - number % 2]
-        queues[number].metadata.create_all(here)
-        with there.connect() as connection:
-            alter_vschema(connection, AddTable(name, keyspace="main"))
+    def change(engine: Engine, statements: list[Any]) -> None:
+        with engine.connect() as connection:
+            for statement in statements:
+                together.wait(20)
+                alter_vschema(connection, statement)
 
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(change, range(12)))
-    with engine.connect() as connection:
-        for queue in queues:
-            assert len(vindexes_of(connection, queue.__table__)) == 1
-    main = create_engine(server_url("vtgate"))
-    with main.connect() as connection:
-        known = set(connection.scalars(text("SHOW VSCHEMA TABLES")))
-        assert known >= {queue.__table__.name for queue in queues}
-        for queue in queues:
-            alter_vschema(connection, DropTable(queue.__table__.name))
-            queue.metadata.drop_all(engine)
-    for end in (main, *engines):
-        end.dispose()
+    with ThreadPoolExecutor(2) as pool:
+        vindexes = [AddVindex(name, ["id"], "hash") for name in names]
+        both = [pool.submit(change, engine, vindexes),
+                pool.submit(change, main, [AddTable(name) for name in names])]  # fmt: skip
+        for changed in both:
+            changed.result()
+    with engine.connect() as connection, main.connect() as in_main:
+        for name in names:
+            assert len(vindexes_of(connection, Table(name, MetaData()))) == 1
+        assert set(in_main.scalars(text("SHOW VSCHEMA TABLES"))) >= set(names)
+        for name in names:
+            alter_vschema(connection, DropTable(name))
+            alter_vschema(in_main, DropTable(name))
+    main.dispose()
