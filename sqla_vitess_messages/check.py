@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from pymysql.cursors import SSCursor
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Engine,
     Inspector,
     Table,
     column,
@@ -15,6 +19,7 @@ from sqlalchemy import (
     inspect,
     select,
     table,
+    text,
 )
 
 from .ddl import OPTIONS_KEY, index_names, is_vitess, vitess_major
@@ -26,6 +31,11 @@ from .vschema import is_sharded, vindexes_of
 __all__ = ["Finding", "check_queues"]
 
 MIGRATE = "run the migrations, or generate one with 'alembic revision --autogenerate'"
+
+LONGEST_FLUSH_DELAY = 0.05
+"""Seconds; what a stream's latency hardly notices."""
+
+_SLOW_ROWS = "SELECT REPEAT('x', 20000) UNION ALL SELECT SLEEP(0.2)"
 
 _VITESS_REQUIRES = LAYOUTS["minimal"].columns
 
@@ -86,6 +96,7 @@ def check_queues(connection: Connection, queues: Iterable[Table]) -> list[Findin
         found += _check_rows(connection, inspector, queue)
     if vitess:
         found += _check_keyspace(connection)
+        found += _check_flush_delay(connection.engine)
     return sorted(dict.fromkeys(found), key=lambda finding: not finding.is_error)
 
 
@@ -218,3 +229,37 @@ def _check_keyspace(connection: Connection) -> Iterator[Finding]:
                 f"lacks the columns {', '.join(missing)}{legacy}. {harm}",
                 "set layout='portable' and run the migration that autogenerate makes",
             )
+
+
+def _check_flush_delay(engine: Engine) -> Iterator[Finding]:
+    """Measure how long vtgate holds back rows that don't fill its buffer.
+
+    It tells its settings to nobody. But a streamed result begins with the names of its columns, and
+    those wait in the buffer while a row of 20 KB is complete and the next one isn't.
+    """
+    if engine.dialect.driver != "pymysql":
+        return  # Nor is there a stream with another driver.
+    with engine.connect() as connection:
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")  # noqa: PLW2901
+        connection.execute(text("SET workload = 'olap'"))
+        delay = min(_time_until_columns(connection) for _ in range(3))
+        connection.invalidate()  # The next user wants the OLTP workload.
+    if delay > LONGEST_FLUSH_DELAY:
+        yield Finding(
+            "vtgate",
+            f"holds back streamed rows for about {delay * 1000:.0f} ms "
+            "(--mysql_server_flush_delay): transport='stream' delivers late",
+            "nothing, if subscribers pull, as they do by default; else set the flag to 1ms",
+            is_error=False,
+        )
+
+
+def _time_until_columns(connection: Connection) -> float:
+    # SQLAlchemy would wait for the first row as well.
+    cursor: Any = connection.connection.cursor(SSCursor)
+    began = time.monotonic()
+    cursor.execute(_SLOW_ROWS)
+    seconds = time.monotonic() - began
+    cursor.fetchall()
+    cursor.close()
+    return seconds
