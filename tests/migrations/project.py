@@ -148,6 +148,7 @@ def _chdir(folder: Path) -> Iterator[None]:
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
+    sys.path_importer_cache.pop(".", None)  # Alembic's own path, of the folder before.
     sys.dont_write_bytecode = True  # The next models.py may have the same time and size.
     try:
         yield
