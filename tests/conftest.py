@@ -23,7 +23,7 @@ from sqla_vitess_messages import MessageQueueMixin, QueueOptions
 from tests.backends import BACKENDS, Backend, make_queue_class, make_subscriber
 from tools.vitess import Cluster, Dev, MariaDB, MissingTool, MySQL, install
 
-URLS = "SQLA_VITESS_MESSAGES_TESTURLS"
+URLS = "SQLA_VITESS_MESSAGES_TEST_URLS"
 _running: list[Any] = []
 _folder = ""
 
