@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test soak lint format clean
+.PHONY: demo test soak lint format proto clean
 
 demo: $(VENV)/.cli
 	$(BIN)/sqla-vitess-messages demo
@@ -23,6 +23,9 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+proto: $(VENV)/.dev
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. sqla_vitess_messages/vtgate_grpc/vtgate.proto
 
 clean:
 	rm -rf $(VENV)

@@ -16,7 +16,7 @@ from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from sybil.sybil import SybilCollection
 
-from tests.conftest import URLS, server_url
+from tests.servers import URLS, server_url
 
 pytest_plugins = ["sqla_vitess_messages.pytest_plugin"]
 

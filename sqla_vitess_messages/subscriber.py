@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from datetime import timedelta
 from types import TracebackType
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
 from . import leases
 from .base_subscriber import LONGEST_BACKOFF, BaseSubscriber, M, check_n, lost_connection_errors
@@ -28,7 +28,7 @@ from .events import Event, Reconnected, Reconnecting
 from .leases import Lease, lease_of
 from .settler import Settler
 from .transports import Transport, TransportName, make_transport
-from .transports.factory import Bind, check_transport_name, own_engine
+from .transports.factory import Bind, check_transport, own_engine
 
 __all__ = ["Subscriber"]
 
@@ -47,13 +47,17 @@ class Subscriber(BaseSubscriber[M]):
     :param max_concurrency: how many received messages may be unsettled at a time, those waiting
         in the subscriber included. A place is free again when the settlement's transaction has
         committed, or when the lease has run out in the database.
-    :param transport: ``"auto"``, ``"pull"`` or ``"stream"`` (Vitess only).
+    :param transport: ``"pull"``, ``"stream"`` or ``"grpc"`` (both Vitess only), or ``"auto"``:
+        ``"grpc"`` where vtgate's gRPC address is given, by ``bind`` or ``grpc``, else ``"pull"``.
+    :param grpc: where to stream from, beside a bind that speaks the MySQL protocol: vtgate's
+        ``host:port`` for gRPC, or a URL such as ``vitess+grpc://user@host:15991/keyspace``. What
+        it leaves out is as in ``bind``.
     :param poll_interval: seconds, or a timedelta, between two looks at an idle queue, at most.
-        Right after work a pull looks every few milliseconds. Doesn't concern ``"stream"``.
+        Right after work a pull looks every few milliseconds. Doesn't concern streams.
     :param max_attempts: how often a message may have been handed out; one that comes once more is
         dead. Default: no limit.
     :param shards: in a sharded keyspace, the shards to receive from: names or key ranges such as
-        ``["-80"]``. Default: all, which is what a ``"stream"`` always has.
+        ``["-80"]``. Default: all, which is what a stream always has.
     :param on_event: called with each :class:`.events.Event`, in the thread where it is noticed, and
         soon done: it holds up receiving.
     :raises InvalidArgument: when an argument has a value that can't work.
@@ -67,6 +71,7 @@ class Subscriber(BaseSubscriber[M]):
         *,
         max_concurrency: int = 100,
         transport: TransportName = "auto",
+        grpc: str | URL | None = None,
         poll_interval: float | timedelta = 0.1,
         max_attempts: int | None = None,
         shards: Sequence[str] | None = None,
@@ -80,8 +85,8 @@ class Subscriber(BaseSubscriber[M]):
             shards=shards,
             on_event=on_event,
         )
-        check_transport_name(transport)
         self._bind = bind
+        self._grpc = grpc
         self._transport_name: TransportName = transport
         self._transport: Transport[M] | None = None
         self._settler: Settler[M] | None = None
@@ -90,7 +95,10 @@ class Subscriber(BaseSubscriber[M]):
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._closing = threading.Event()
-        own_engine(bind).dispose()
+        self._wake = threading.Event()
+        engine = own_engine(bind)
+        check_transport(engine, transport, grpc, shards)
+        engine.dispose()
 
     @property
     def is_open(self) -> bool:  # type: ignore[override]
@@ -113,7 +121,9 @@ class Subscriber(BaseSubscriber[M]):
                 self._transport_name,
                 poll_interval=self._poll_interval,
                 shards=self._shards,
+                grpc=self._grpc,
                 report=self._report,
+                wake=self._wake,
             )
         except BaseException:
             engine.dispose()
@@ -138,6 +148,7 @@ class Subscriber(BaseSubscriber[M]):
         self._stopping.set()
         if self._transport is not None:
             self._transport.interrupt()
+        self._wake.set()
         with self._changed:
             self._changed.notify_all()
 
@@ -334,8 +345,13 @@ class Subscriber(BaseSubscriber[M]):
             transport.give_back(stale)
             with self._changed:
                 self._holdings.drop_stale(stale)
+        if not room:
+            return
+        if self._wake.wait(transport.pause):
+            self._wake.clear()
+            transport.pause = 0.0
         worn: list[M] = []
-        for message in transport.receive(room) if room else ():
+        for message in transport.look(room):
             if self._is_worn(message):
                 worn.append(message)
                 continue

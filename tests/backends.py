@@ -15,6 +15,7 @@ from sqla_vitess_messages import MessageQueueMixin, QueueOptions, Subscriber
 from sqla_vitess_messages.enqueue import random_id
 from sqla_vitess_messages.transports import TransportName
 from tests.in_thread import AsyncSubscriberInThread
+from tests.servers import server_url
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,13 @@ class Backend:
     transport: TransportName
     driver: str | None = None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of a subscriber that receives in this way."""
+        if self.transport != "grpc":
+            return {"transport": self.transport}
+        return {"transport": "grpc", "grpc": server_url(f"{self.server} grpc")}
+
 
 BACKENDS = [
     Backend("sqlite", None, "auto"),
@@ -37,6 +45,8 @@ BACKENDS = [
     Backend("vitess", "vtgate", "auto"),
     Backend("vitess-sharded", "sharded", "auto"),
     Backend("vitess-stream", "vtgate-fast", "stream"),
+    Backend("vitess-grpc", "vtgate", "grpc"),
+    Backend("vitess-grpc-asyncio", "vtgate", "grpc", "asyncmy"),
     Backend("sqlite-asyncio", None, "auto", "aiosqlite"),
     Backend("vitess-asyncio", "vtgate", "auto", "asyncmy"),
 ]
@@ -44,9 +54,14 @@ BACKENDS = [
 EVERYWHERE = [
     *BACKENDS,
     Backend("dev-stream", "dev", "stream"),
+    Backend("dev-grpc", "dev", "grpc"),
+    Backend("vitess-sharded-grpc", "sharded", "grpc"),
     Backend("vitess-sharded-asyncio", "sharded", "auto", "asyncmy"),
 ]
 """For the heart of the suite: also what differs from another backend by its server alone."""
+
+STREAMS = ("stream", "grpc")
+"""The transports that the server pushes through."""
 
 PULLING = [backend for backend in BACKENDS if backend.transport == "auto"]
 """A stream may be sent more than it has room for."""
@@ -82,9 +97,10 @@ def async_url(url: str | URL, driver: str) -> URL:
 def make_subscriber(backend: Backend, model: type[Any], bind: Any, **options: Any) -> Any:
     """Return a Subscriber, or what looks like one."""
     if backend.driver is None:
-        return Subscriber(model, bind, transport=backend.transport, **options)
+        return Subscriber(model, bind, **backend.options, **options)
     url = bind.url if isinstance(bind, Engine) else bind
-    return AsyncSubscriberInThread(model, async_url(url, backend.driver), **options)
+    bound = async_url(url, backend.driver)
+    return AsyncSubscriberInThread(model, bound, **backend.options, **options)
 
 
 def enqueue(engine: Engine, *messages: Any) -> None:

@@ -21,9 +21,9 @@ from sqlalchemy.orm import DeclarativeBase
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions
 from tests.backends import BACKENDS, Backend, make_queue_class, make_subscriber
+from tests.servers import URLS, server_url
 from tools.vitess import Cluster, Dev, MariaDB, MissingTool, MySQL, install
 
-URLS = "SQLA_VITESS_MESSAGES_TEST_URLS"
 _running: list[Any] = []
 _folder = ""
 
@@ -74,6 +74,9 @@ def _start_databases() -> tuple[dict[str, str], str]:
         "vtgate-fast": cluster.url(gate="vtgate-fast"),
         "sharded": cluster.url("sharded"),
         "dev": dev.url(),
+        "vtgate grpc": cluster.grpc(),
+        "sharded grpc": cluster.grpc(),
+        "dev grpc": dev.grpc(),
     }, ""
 
 
@@ -97,14 +100,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         _running.pop().stop()
     if _folder:
         shutil.rmtree(_folder, ignore_errors=True)
-
-
-def server_url(name: str) -> str:
-    """Return the URL of a running database server, or skip the test."""
-    urls: dict[str, str] = json.loads(os.environ[URLS])
-    if name not in urls:
-        pytest.skip(f"no {name} on this machine")
-    return urls[name]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)

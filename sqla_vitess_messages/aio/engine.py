@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
 from ..errors import InvalidArgument, InvalidArgumentType
-from ..transports.factory import READ_TIMEOUT, copy_engine, prepare
+from ..transports.base import copy_engine
+from ..transports.factory import READ_TIMEOUT, prepare
 
 __all__ = ["AsyncBind", "call", "own_async_engine"]
 

@@ -17,11 +17,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import Literal
 
-from sqlalchemy import Engine, FromClause
+from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from .. import leases, wakeups
+from .. import leases
 from ..base_subscriber import (
     LONGEST_BACKOFF,
     BaseSubscriber,
@@ -29,11 +30,10 @@ from ..base_subscriber import (
     check_n,
     lost_connection_errors,
 )
-from ..ddl import queue_table
 from ..events import Event, Reconnected, Reconnecting
 from ..leases import Lease, lease_of
-from ..transports.factory import look_at_database
-from ..transports.pull import Pull
+from ..transports import Transport, make_transport
+from ..transports.factory import check_transport
 from .changes import Changes
 from .engine import AsyncBind, call, own_async_engine
 from .settler import AsyncSettler
@@ -42,6 +42,8 @@ __all__ = ["AsyncSubscriber"]
 
 log = logging.getLogger(__name__)
 
+AsyncTransportName = Literal["auto", "grpc", "pull"]
+
 CLOSE_WITHIN = 1.8
 """Seconds that :meth:`AsyncSubscriber.close` waits for the server."""
 
@@ -49,14 +51,18 @@ CLOSE_WITHIN = 1.8
 class AsyncSubscriber(BaseSubscriber[M]):
     """Receives the messages of one queue, in the event loop that opens it.
 
-    It pulls on every database, as :class:`.Subscriber` does by default.
-
     :param model: the queue's class.
     :param bind: a database URL with an asyncio driver, or an AsyncEngine whose settings to copy.
         Either way the subscriber has connections of its own, and none before :meth:`open`.
     :param max_concurrency: how many received messages may be unsettled at a time, those waiting
         in the subscriber included.
+    :param transport: ``"pull"``, ``"grpc"`` (Vitess only), or ``"auto"``: ``"grpc"`` where vtgate's
+        gRPC address is given, by ``bind`` or ``grpc``, else ``"pull"``.
+    :param grpc: where to stream from, beside a bind that speaks the MySQL protocol: vtgate's
+        ``host:port`` for gRPC, or a URL such as ``vitess+grpc://user@host:15991/keyspace``. What
+        it leaves out is as in ``bind``.
     :param poll_interval: seconds, or a timedelta, between two looks at an idle queue, at most.
+        Doesn't concern a stream.
     :param max_attempts: how often a message may have been handed out; one that comes once more is
         dead. Default: no limit.
     :param shards: in a sharded keyspace, the shards to receive from: names or key ranges such as
@@ -72,6 +78,8 @@ class AsyncSubscriber(BaseSubscriber[M]):
         bind: AsyncBind,
         *,
         max_concurrency: int = 100,
+        transport: AsyncTransportName = "auto",
+        grpc: str | URL | None = None,
         poll_interval: float | timedelta = 0.1,
         max_attempts: int | None = None,
         shards: Sequence[str] | None = None,
@@ -85,14 +93,16 @@ class AsyncSubscriber(BaseSubscriber[M]):
             shards=shards,
             on_event=on_event,
         )
-        own_async_engine(bind)
+        check_transport(own_async_engine(bind).sync_engine, transport, grpc, shards)
         self._bind = bind
+        self._transport_name = transport
+        self._grpc = grpc
         self._changes = Changes()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._engine: AsyncEngine | None = None
         self._settler: AsyncSettler[M] | None = None
-        self._pull: Pull[M] | None = None
+        self._transport: Transport[M] | None = None
         self._wake: _Wake | None = None
 
     @property
@@ -109,8 +119,9 @@ class AsyncSubscriber(BaseSubscriber[M]):
         if self._task is not None:
             return
         engine = own_async_engine(self._bind)
+        wake = _Wake()
         try:
-            self._pull = await call(self._connect, engine.sync_engine)
+            transport = await call(self._connect, engine.sync_engine, wake)
         except BaseException:
             await engine.dispose()
             raise
@@ -119,18 +130,21 @@ class AsyncSubscriber(BaseSubscriber[M]):
         self._error = None
         self._changes = Changes()
         self._settler = AsyncSettler(self.model, engine.sync_engine)
-        self._wake = _Wake(queue_table(self.model))
+        self._transport, self._wake = transport, wake
         self._task = asyncio.create_task(
-            self._run(self._pull, engine), name=f"AsyncSubscriber({self._queue})"
+            self._run(transport, engine, wake), name=f"AsyncSubscriber({self._queue})"
         )
 
-    def _connect(self, engine: Engine) -> Pull[M]:
-        return Pull(
+    def _connect(self, engine: Engine, wake: _Wake) -> Transport[M]:
+        return make_transport(
             self.model,
             engine,
-            vitess=look_at_database(self.model, engine, self._shards),
+            self._transport_name,
             poll_interval=self._poll_interval,
             shards=self._shards,
+            grpc=self._grpc,
+            report=self._report,
+            wake=wake,
         )
 
     def stop_receiving(self) -> None:
@@ -138,8 +152,8 @@ class AsyncSubscriber(BaseSubscriber[M]):
         settled as before. :meth:`close` follows.
         """
         self._stopping.set()
-        if self._pull is not None and self._wake is not None:
-            self._pull.interrupted = True
+        if self._transport is not None and self._wake is not None:
+            self._transport.interrupt()
             self._wake.set()
         self._changes.tell()
 
@@ -149,18 +163,18 @@ class AsyncSubscriber(BaseSubscriber[M]):
         Messages already got stay leased and may still be settled in a transaction of the caller's.
         """
         task, settler, engine = self._task, self._settler, self._engine
-        if task is None or settler is None or engine is None or self._pull is None:
+        if task is None or settler is None or engine is None or self._transport is None:
             return
         self._task = self._settler = self._engine = None
         self.stop_receiving()
         # Nothing of this may be left out when the caller is cancelled.
-        await asyncio.shield(self._close(task, settler, self._pull, engine))
+        await asyncio.shield(self._close(task, settler, self._transport, engine))
 
     async def _close(
         self,
         task: asyncio.Task[None],
         settler: AsyncSettler[M],
-        pull: Pull[M],
+        transport: Transport[M],
         engine: AsyncEngine,
     ) -> None:
         _done, pending = await asyncio.wait(
@@ -174,7 +188,7 @@ class AsyncSubscriber(BaseSubscriber[M]):
                 extra={"queue": self._queue},
             )
             await asyncio.wait(pending, timeout=0.1)
-        await call(pull.close)
+        await call(transport.close)
         await engine.dispose()
         self._holdings.free_places()
         self._report()
@@ -298,7 +312,7 @@ class AsyncSubscriber(BaseSubscriber[M]):
     def _report(self, *more: Event) -> None:
         self._tell([*self._holdings.drain_events(), *more])
 
-    async def _run(self, pull: Pull[M], engine: AsyncEngine) -> None:
+    async def _run(self, transport: Transport[M], engine: AsyncEngine, wake: _Wake) -> None:
         """Receive until closed, reconnecting as often as it takes."""
         from tenacity import AsyncRetrying, retry_if_exception_type
         from tenacity.wait import wait_random_exponential
@@ -313,7 +327,7 @@ class AsyncSubscriber(BaseSubscriber[M]):
         )
         try:
             while not self._stopping.is_set():
-                await retrying(self._receive, pull, engine.sync_engine)
+                await retrying(self._receive, transport, engine.sync_engine, wake)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -321,7 +335,7 @@ class AsyncSubscriber(BaseSubscriber[M]):
                 log.exception("the subscriber has stopped", extra={"queue": self._queue})
                 self._error = error
         finally:
-            await self._give_back_all(pull)
+            await self._give_back_all(transport)
             self._changes.tell()
             self._report()
 
@@ -329,26 +343,31 @@ class AsyncSubscriber(BaseSubscriber[M]):
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
-    async def _receive(self, pull: Pull[M], engine: Engine) -> None:
+    async def _receive(self, transport: Transport[M], engine: Engine, wake: _Wake) -> None:
         room, stale = await self._wait_for_work()
         if stale:
-            await call(pull.give_back, stale)
+            await call(transport.give_back, stale)
             self._holdings.drop_stale(stale)
         if not room:
             return
-        assert self._wake is not None
-        if await self._wake.wait(pull.pause):
-            pull.pause = 0.0
+        if await wake.wait(transport.pause):
+            transport.pause = 0.0
         worn: list[M] = []
-        await call(self._look, pull, room, worn)
+        await call(self._look, transport, room, worn)
         if worn:
             self._report(*await call(self._let_die, worn, engine))
         if self._disconnected:
             self._disconnected = False
             self._report(Reconnected(self._queue))
+        self._holdings.free_places()
+        if surplus := self._holdings.drop_surplus():
+            await call(self._give_back_surplus, transport, surplus)
 
-    def _look(self, pull: Pull[M], room: int, worn: list[M]) -> None:
-        for message in pull.look(room):
+    def _give_back_surplus(self, transport: Transport[M], surplus: list[M]) -> None:
+        transport.give_back([*surplus, *transport.stop()])
+
+    def _look(self, transport: Transport[M], room: int, worn: list[M]) -> None:
+        for message in transport.look(room):
             if self._is_worn(message):
                 worn.append(message)
             else:
@@ -366,12 +385,12 @@ class AsyncSubscriber(BaseSubscriber[M]):
             await self._changes.wait(self._holdings.until_change(1))
         return 0, []
 
-    async def _give_back_all(self, pull: Pull[M]) -> None:
+    async def _give_back_all(self, transport: Transport[M]) -> None:
         unseen = self._holdings.drop_unseen()
-        if not unseen:
-            return
         try:
-            await call(pull.give_back, unseen)
+            unseen += await call(transport.stop)
+            if unseen:
+                await call(transport.give_back, unseen)
         except Exception as error:  # noqa: BLE001  # Closing must go on.
             log.warning(
                 "%d messages could not be given back and come back after ack_wait: %s",
@@ -386,12 +405,11 @@ class AsyncSubscriber(BaseSubscriber[M]):
 
 
 class _Wake:
-    """Ends a pause when a commit in this process has enqueued something, in whatever thread."""
+    """Ends a pause when it pays to look, which any thread may notice."""
 
-    def __init__(self, table: FromClause) -> None:
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
-        wakeups.listen(table, self)
 
     def set(self) -> None:
         """Wake, from any thread."""
@@ -399,12 +417,12 @@ class _Wake:
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self, seconds: float) -> bool:
-        """Pause, unless there was a commit since the last pause.
+        """Pause, unless there is something since the last pause.
 
-        :return: whether there was one.
+        :return: whether there is.
         """
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._event.wait(), seconds)
-        committed = self._event.is_set()
+        woken = self._event.is_set()
         self._event.clear()
-        return committed
+        return woken

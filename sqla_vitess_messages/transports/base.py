@@ -16,23 +16,30 @@ from ..ddl import queue_table
 from ..leases import are_in_batch, batch_parameters, chunks_by_shard, fence_of, update_by_id
 from ..mixin import MessageQueueMixin
 
-__all__ = ["Leasing", "Transport", "despite_deadlocks"]
+__all__ = ["Leasing", "Transport", "bound_reads", "copy_engine", "despite_deadlocks"]
 
 M = TypeVar("M", bound=MessageQueueMixin)
 T = TypeVar("T")
+
+GRPC = "grpc"
+"""The driver in a URL such as ``vitess+grpc://host:15991/keyspace``."""
 
 DEADLOCK = 1213
 """MySQL's number of the error."""
 
 
 class Transport(Protocol[M]):
-    """Brings leased messages to one subscriber, whose one thread calls it.
+    """Brings leased messages to one subscriber, which calls it from one thread or one task.
 
-    Only :meth:`interrupt` is called from other threads.
+    It is made with what wakes the subscriber: it sets that when it pays to look before the pause
+    is over.
     """
 
-    def receive(self, limit: int) -> Iterator[M]:
-        """Yield messages as they come, and end after a second or so even if none came.
+    pause: float
+    """Seconds to wait before the next look. Set it to 0 when there is something."""
+
+    def look(self, limit: int) -> Iterator[M]:
+        """Yield leased messages, those that there are.
 
         :param limit: how many the subscriber has room for. A stream yields more where the server
             sends more; what isn't wanted is to be given back.
@@ -41,11 +48,11 @@ class Transport(Protocol[M]):
         ...
 
     def interrupt(self) -> None:
-        """Let what waits come back early, because :meth:`stop` follows."""
+        """Let a look that is under way come to an end. From any thread; :meth:`stop` follows."""
         ...
 
     def stop(self) -> list[M]:
-        """Leave the queue until the next :meth:`receive`, and return what came meanwhile."""
+        """Leave the queue until the next :meth:`look`, and return what came meanwhile."""
         ...
 
     def give_back(self, messages: Sequence[M]) -> None:
@@ -113,8 +120,15 @@ def despite_deadlocks(work: Callable[[], T]) -> T:
     return work()
 
 
+def copy_engine(engine: Engine) -> Engine:
+    """Return an engine with the same settings, and no connection yet."""
+    return Engine(
+        engine.pool.recreate(), engine.dialect, engine.url, hide_parameters=engine.hide_parameters
+    )
+
+
 def bound_reads(engine: Engine, seconds: float) -> None:
-    """Let a read on one of the engine's PyMySQL connections fail after so many seconds.
+    """Let a read on one of the engine's connections fail after so many seconds.
 
     PyMySQL takes this as an argument of ``connect()`` only, and a copied engine has its own.
     """
@@ -122,5 +136,7 @@ def bound_reads(engine: Engine, seconds: float) -> None:
     def set_timeout(dbapi_connection: Any, _record: object) -> None:
         if isinstance(dbapi_connection, pymysql.Connection):
             dbapi_connection._read_timeout = seconds
+        elif engine.dialect.driver == GRPC:
+            dbapi_connection.timeout = seconds
 
     event.listen(engine, "connect", set_timeout)

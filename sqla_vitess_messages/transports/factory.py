@@ -11,12 +11,14 @@ from sqlalchemy.exc import ArgumentError
 from ..ddl import MYSQL, check_database, is_vitess, queue_table
 from ..errors import InvalidArgument, InvalidArgumentType
 from ..events import Event
-from .base import M, Transport, bound_reads
+from ..wakeups import Wakeable
+from .base import GRPC, M, Transport, bound_reads, copy_engine
+from .grpc_stream import AsyncGrpcTransport, GrpcTransport
 from .pull import PullTransport
 from .shards import choose_shards, find_shards
 from .stream import StreamTransport
 
-TransportName = Literal["auto", "stream", "pull"]
+TransportName = Literal["auto", "stream", "grpc", "pull"]
 
 READ_TIMEOUT = 10.0
 """Seconds of silence after which a server counts as gone."""
@@ -52,13 +54,6 @@ def own_engine(bind: Bind) -> Engine:
     return engine
 
 
-def copy_engine(engine: Engine) -> Engine:
-    """Return an engine with the same settings, and no connection yet."""
-    return Engine(
-        engine.pool.recreate(), engine.dialect, engine.url, hide_parameters=engine.hide_parameters
-    )
-
-
 def prepare(engine: Engine) -> None:
     """Set a subscriber's engine up for leasing.
 
@@ -74,6 +69,35 @@ def prepare(engine: Engine) -> None:
         )
 
 
+def check_transport(
+    engine: Engine, name: TransportName, grpc: str | URL | None, shards: Sequence[str] | None
+) -> None:
+    """Refuse what doesn't go together, before anything is connected.
+
+    :raises InvalidArgument: with what would.
+    """
+    if name not in get_args(TransportName):
+        raise InvalidArgument(f"transport={name!r}: expected one of {get_args(TransportName)}")
+    if grpc is not None:
+        if name not in ("auto", "grpc"):
+            raise InvalidArgument(f"grpc: transport={name!r} doesn't use it; leave one of them out")
+        _grpc_engine(engine, grpc)
+    elif name == "grpc" and engine.dialect.driver != GRPC:
+        raise InvalidArgument(
+            "transport='grpc': give vtgate's address for gRPC, as in grpc='host:15991' or in a "
+            "bind such as vitess+grpc://user@host:15991/keyspace"
+        )
+    if name in ("stream", "grpc") and shards is not None:
+        raise InvalidArgument(
+            f"transport={name!r}: vtgate streams from all shards, whatever is asked for; use "
+            "'pull' or 'auto' to receive from some"
+        )
+    if name == "stream" and engine.dialect.driver != "pymysql":
+        raise InvalidArgument(
+            f"transport='stream': needs the driver pymysql, not {engine.dialect.driver}"
+        )
+
+
 def make_transport(
     model: type[M],
     engine: Engine,
@@ -81,35 +105,76 @@ def make_transport(
     *,
     poll_interval: float,
     shards: Sequence[str] | None,
+    grpc: str | URL | None,
     report: Callable[[Event], None],
+    wake: Wakeable,
 ) -> Transport[M]:
     """Connect, check that the queue is there, and return the transport.
 
-    ``auto`` pulls on every database. With vtgate's default flags a stream over the MySQL protocol
-    delivers later, and with any flags it may lease more than it was asked for. The figures are in
-    docs/explanation/transports.md.
+    ``auto`` streams over gRPC where it has an address for that, and pulls everywhere else. With
+    vtgate's default flags a stream over the MySQL protocol delivers later, and with any flags it
+    may lease more than it was asked for. The figures are in docs/explanation/transports.md.
 
     :raises QueueNotFound: when the table is missing, or is not the model's queue.
     :raises InvalidArgument: when the database can't do what ``name`` says, or has no such shards.
     """
     vitess = look_at_database(model, engine, shards)
+    pull = PullTransport(
+        model, engine, vitess=vitess, poll_interval=poll_interval, shards=shards, wake=wake
+    )
+    if name == "auto" and shards is None and (grpc is not None or engine.dialect.driver == GRPC):
+        name = "grpc"
+    if name in ("auto", "pull"):
+        return pull
+    if not vitess:
+        raise InvalidArgument(
+            f"transport={name!r}: the {engine.dialect.name} database is no Vitess and streams "
+            "nothing; use 'pull' or 'auto'"
+        )
     if name == "stream":
-        if not vitess:
-            raise InvalidArgument(
-                f"transport='stream': the {engine.dialect.name} database is no Vitess and "
-                "streams nothing; use 'pull' or 'auto'"
-            )
-        if engine.dialect.driver != "pymysql":
-            raise InvalidArgument(
-                f"transport='stream': needs the driver pymysql, not {engine.dialect.driver}"
-            )
-        if shards is not None:
-            raise InvalidArgument(
-                "transport='stream': vtgate streams from all shards, whatever is asked for; use "
-                "'pull' or 'auto' to receive from some"
-            )
-        return StreamTransport(model, engine, report)
-    return PullTransport(model, engine, vitess=vitess, poll_interval=poll_interval, shards=shards)
+        return StreamTransport(model, engine, pull, report=report, wake=wake)
+    kind = AsyncGrpcTransport if engine.dialect.is_async else GrpcTransport
+    return kind(model, engine, pull, grpc=_grpc_engine(engine, grpc), report=report, wake=wake)
+
+
+def _grpc_engine(engine: Engine, grpc: str | URL | None) -> Engine:
+    """Return an engine for the stream alone: it shares no connection with what pulls.
+
+    :raises InvalidArgument: for what is neither ``host:port`` nor a URL for gRPC.
+    """
+    if grpc is None:
+        return copy_engine(engine)
+    url = _grpc_url(engine, grpc)
+    try:
+        if engine.dialect.is_async:
+            from sqlalchemy.ext.asyncio import create_async_engine
+
+            made = create_async_engine(url).sync_engine
+        else:
+            made = create_engine(url)
+    except ArgumentError as error:
+        raise InvalidArgument(f"grpc: {error}") from error
+    bound_reads(made, READ_TIMEOUT)
+    return made
+
+
+def _grpc_url(engine: Engine, grpc: str | URL) -> URL:
+    """Return where to stream from."""
+    try:
+        text = grpc if isinstance(grpc, URL) or "://" in grpc else f"vitess+grpc://{grpc}"
+        url = make_url(text)
+    except (ArgumentError, TypeError, ValueError):
+        url = engine.url
+    if url.drivername != "vitess+grpc" or not url.host:
+        raise InvalidArgument(
+            "grpc: expected vtgate's host:port, or a URL such as "
+            "vitess+grpc://user@host:15991/keyspace"
+        )
+    bound = engine.url
+    url = url.set(database=url.database or bound.database)
+    if url.username is None:
+        url = url.set(username=bound.username, password=bound.password)
+    return url
 
 
 def look_at_database(model: type[M], engine: Engine, shards: Sequence[str] | None) -> bool:
@@ -124,12 +189,6 @@ def look_at_database(model: type[M], engine: Engine, shards: Sequence[str] | Non
     if shards is not None:
         choose_shards(find_shards(engine) or [] if vitess else [], shards)
     return vitess
-
-
-def check_transport_name(name: str) -> None:
-    """Refuse a name that no transport has."""
-    if name not in get_args(TransportName):
-        raise InvalidArgument(f"transport={name!r}: expected one of {get_args(TransportName)}")
 
 
 def _connect_args(url: URL) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -13,11 +12,12 @@ from sqlalchemy.exc import DBAPIError
 from .. import wakeups
 from ..ddl import OPTIONS_KEY
 from ..options import QueueOptions
+from ..wakeups import Wakeable
 from .base import Leasing, M
 from .puller import Puller
 from .shards import choose_shards, find_shards, shard_engine
 
-__all__ = ["Pull", "PullTransport"]
+__all__ = ["PullTransport"]
 
 SHORTEST_PAUSE = 0.002
 """Seconds until the next look after one that found nothing; doubled at each further one."""
@@ -29,13 +29,14 @@ SHARDS_KNOWN_FOR = 5.0
 """Seconds until it is looked up again which shards a keyspace has."""
 
 
-class Pull(Leasing[M]):
+class PullTransport(Leasing[M]):
     """Looks at the table, or at one shard of it after the other, and says when to look again.
 
     :param vitess: whether the server is a vtgate: it has shards, and its tablets purge by
         themselves.
     :param poll_interval: seconds between two looks at an idle queue, at most.
     :param shards: names or key ranges of shards; None for all.
+    :param wake: set when a commit in this process has enqueued something.
     """
 
     def __init__(
@@ -45,9 +46,12 @@ class Pull(Leasing[M]):
         *,
         vitess: bool,
         poll_interval: float,
-        shards: Sequence[str] | None = None,
+        shards: Sequence[str] | None,
+        wake: Wakeable,
     ) -> None:
         super().__init__(model, engine)
+        self._wake = wake  # The listeners forget what nobody holds.
+        wakeups.listen(self._table, wake)
         options: QueueOptions = self._table.info[OPTIONS_KEY]
         self._vitess = vitess
         self._wanted = shards
@@ -58,33 +62,45 @@ class Pull(Leasing[M]):
         self._pullers_until = 0.0
         self._turn = 0
         self.pause = 0.0
-        """Seconds to wait before the next look. Set it to 0 when there is something."""
-        self.interrupted = False
-        """Set it when a look that is under way shall come to an end."""
+        self._interrupted = False
 
     def look(self, limit: int) -> Iterator[M]:
-        """Yield up to ``limit`` messages that are due, leased."""
-        try:
-            yield from self._look(limit)
-        except DBAPIError:
-            self._pullers_until = 0.0  # The shards may have changed.
-            raise
-
-    def _look(self, limit: int) -> Iterator[M]:
         taken = 0
-        for puller in self._take_turns():
-            if taken == limit or self.interrupted:
-                break
-            if self.pause == 0 or puller.something_is_due():
-                for message in puller.take(limit - taken):
-                    taken += 1
-                    yield message
+        for message in self.take(limit, at_once=self.pause == 0):
+            taken += 1
+            yield message
         if taken:
             self.pause = 0.0
         else:
             self.pause = min(max(self.pause * 2, SHORTEST_PAUSE), self._longest_pause)
         if not self._vitess and time.monotonic() >= self._next_purge:
             self._purge()
+
+    def take(self, limit: int, *, due_for: float = 0, at_once: bool = True) -> Iterator[M]:
+        """Lease up to ``limit`` messages.
+
+        :param due_for: seconds that they must have been due.
+        :param at_once: False: look first whether something is due, without locking anything.
+        """
+        taken = 0
+        try:
+            for puller in self._take_turns():
+                if taken == limit or self._interrupted:
+                    break
+                if at_once or puller.something_is_due():
+                    for message in puller.take(limit - taken, due_for=due_for):
+                        taken += 1
+                        yield message
+        except DBAPIError:
+            self._pullers_until = 0.0  # The shards may have changed.
+            raise
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+
+    def stop(self) -> list[M]:
+        """Do nothing: what is pulled is handed over at once."""
+        return []
 
     def close(self) -> None:
         self._forget_shards()
@@ -118,36 +134,6 @@ class Pull(Leasing[M]):
 
     def _purge(self) -> None:
         for puller in self._pullers.values():
-            while puller.purge() and not self.interrupted:
+            while puller.purge() and not self._interrupted:
                 pass
         self._next_purge = time.monotonic() + self._purge_interval
-
-
-class PullTransport(Pull[M]):
-    """Waits between two looks in the subscriber's thread, until a commit in this process."""
-
-    def __init__(
-        self,
-        model: type[M],
-        engine: Engine,
-        *,
-        vitess: bool,
-        poll_interval: float,
-        shards: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(model, engine, vitess=vitess, poll_interval=poll_interval, shards=shards)
-        self._wake = threading.Event()
-        wakeups.listen(self._table, self._wake)
-
-    def receive(self, limit: int) -> Iterator[M]:
-        if self._wake.wait(self.pause):
-            self._wake.clear()
-            self.pause = 0.0
-        yield from self.look(limit)
-
-    def interrupt(self) -> None:
-        self.interrupted = True
-        self._wake.set()
-
-    def stop(self) -> list[M]:
-        return []

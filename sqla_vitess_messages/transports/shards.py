@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Engine, event, text
 
 from ..errors import InvalidArgument, InvalidArgumentType
+from .base import copy_engine
 
 __all__ = ["check_shards", "choose_shards", "find_shards", "shard_engine"]
 
@@ -76,9 +77,7 @@ def find_shards(engine: Engine) -> list[str] | None:
 
 def shard_engine(engine: Engine, target: str) -> Engine:
     """Return a copy of an engine whose connections talk to one shard."""
-    copied = Engine(
-        engine.pool.recreate(), engine.dialect, engine.url, hide_parameters=engine.hide_parameters
-    )
+    copied = copy_engine(engine)
     use = f"USE {engine.dialect.identifier_preparer.quote_identifier(target)}"
 
     def use_shard(dbapi_connection: Any, _record: object) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from sqla_vitess_messages import AlreadySettled, QueueOptions, Subscriber
 from tests.backends import make_queue_class
-from tests.conftest import server_url
+from tests.servers import server_url
 
 MESSAGES = 20_000
 CONSUMERS = 4

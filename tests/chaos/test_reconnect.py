@@ -23,13 +23,13 @@ from sqla_vitess_messages.enqueue import random_id
 from sqla_vitess_messages.transports import TransportName
 from sqla_vitess_messages.transports.shards import find_shards
 from tests.backends import ack, enqueue, eventually, make_queue_class
-from tests.conftest import server_url
+from tests.servers import server_url
 from tools.vitess import Cluster
 from tools.vitess.cluster import SHARDED, TABLETS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("chaos"), pytest.mark.timeout(240)]
 
-TRANSPORTS: list[TransportName] = ["auto", "stream"]
+TRANSPORTS: list[TransportName] = ["auto", "stream", "grpc"]
 
 
 @pytest.fixture(scope="module")

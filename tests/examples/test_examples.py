@@ -21,7 +21,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session
 
 from tests.backends import async_url, eventually
-from tests.conftest import server_url
+from tests.servers import server_url
 from tools.vitess.process import free_port, listens
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

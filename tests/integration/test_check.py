@@ -18,7 +18,7 @@ from sqla_vitess_messages.check import check_queues
 from sqla_vitess_messages.statements import statements
 from sqla_vitess_messages.targets import load_queues
 from tests.backends import BACKENDS, enqueue, make_queue_class
-from tests.conftest import server_url
+from tests.servers import server_url
 from tools.vitess import Dev
 
 MakeQueue = Callable[..., type[Any]]

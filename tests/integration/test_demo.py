@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import server_url
+from tests.servers import server_url
 
 
 @pytest.mark.parametrize("server", [None, "vtgate", "dev", "mysql", "mariadb"])

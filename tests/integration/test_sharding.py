@@ -50,7 +50,7 @@ from sqla_vitess_messages.vschema import (
     wait_until_known,
 )
 from tests.backends import enqueue, eventually, make_queue_class
-from tests.conftest import server_url
+from tests.servers import server_url
 
 
 @pytest.fixture

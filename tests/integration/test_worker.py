@@ -25,11 +25,11 @@ from sqla_vitess_messages import (
     Worker,
 )
 from sqla_vitess_messages.enqueue import random_id
-from tests.backends import BACKENDS, Backend, enqueue, eventually, make_queue_class
+from tests.backends import BACKENDS, STREAMS, Backend, enqueue, eventually, make_queue_class
 
 pytestmark = pytest.mark.parametrize(
     "backend",
-    [b for b in BACKENDS if b.name in ("sqlite", "mysql", "vitess", "vitess-stream")],
+    [b for b in BACKENDS if b.name in ("sqlite", "mysql", "vitess", "vitess-grpc")],
     indirect=True,
     ids=lambda backend: backend.name,
 )
@@ -63,7 +63,7 @@ class Bench:
         session.add(self.Effect(body=message.body))
 
     def worker(self, handler: Callable[..., Any], **options: Any) -> Worker[Any]:
-        subscriber = Subscriber(self.queue, self.url, transport=self.backend.transport)
+        subscriber = Subscriber(self.queue, self.url, **self.backend.options)
         worker = Worker(subscriber, handler, self.sessions, **{"retry": QUICK} | options)
         self._workers.append(worker)
         worker.start()
@@ -253,7 +253,7 @@ def test_stopping_finishes_what_runs_and_gives_back_the_rest(bench: Bench) -> No
     assert 0 < stats.acked <= 6
     assert sum(bench.effects().values()) == stats.acked
     # A stream may have more on the way than it was asked for.
-    assert stats.ready == 50 - stats.acked or bench.backend.transport == "stream"
+    assert stats.ready == 50 - stats.acked or bench.backend.transport in STREAMS
 
 
 def test_a_batch_is_one_transaction(bench: Bench) -> None:
@@ -312,7 +312,7 @@ def test_an_error_of_the_subscriber_ends_run(bench: Bench, url: str) -> None:
 
 def test_run_ends_when_asked_to(bench: Bench) -> None:
     bench.enqueue("one")
-    subscriber = Subscriber(bench.queue, bench.url, transport=bench.backend.transport)
+    subscriber = Subscriber(bench.queue, bench.url, **bench.backend.options)
     worker = Worker(subscriber, bench.apply, bench.sessions)
     answers: list[bool] = []
     running = threading.Thread(target=lambda: answers.append(worker.run()))

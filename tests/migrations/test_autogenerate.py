@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.schema import SetTableComment
 
 from sqla_vitess_messages import QueueOptions
-from tests.conftest import server_url
 from tests.migrations.project import CommandFailed, Project
+from tests.servers import server_url
 
 SERVERS = ["sqlite", "mysql", "mariadb", "vtgate", "sharded"]
 WITH_COMMENTS = ["mysql", "mariadb", "vtgate"]

@@ -14,9 +14,9 @@ from sqlalchemy.schema import CreateTable
 from sqla_vitess_messages import InvalidQueue, Subscriber
 from sqla_vitess_messages.vschema import reserve_ids, vindexes_of, wait_until_known
 from tests.backends import enqueue, eventually
-from tests.conftest import server_url
 from tests.migrations.project import CommandFailed, Project
 from tests.migrations.test_autogenerate import CLASSIC, PORTABLE, WELCOME
+from tests.servers import server_url
 from tools.vitess import Dev
 
 

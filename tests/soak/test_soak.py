@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from sqla_vitess_messages import Discard, QueueOptions, Retry, RetryPolicy, Subscriber, Worker
 from sqla_vitess_messages.enqueue import random_id
 from tests.backends import eventually, make_queue_class
-from tests.conftest import server_url
+from tests.servers import server_url
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
 WORKERS = 20

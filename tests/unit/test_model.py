@@ -41,7 +41,7 @@ from sqla_vitess_messages import (
     MessageQueueMixin,
     QueueOptions,
 )  # fmt: skip
-from tests.conftest import server_url
+from tests.servers import server_url
 
 PORTABLE = ["time_scheduled", "id", "time_next", "epoch", "time_created", "time_acked", "priority"]
 MINIMAL = ["id", "priority", "epoch", "time_next", "time_acked"]

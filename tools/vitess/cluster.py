@@ -73,6 +73,10 @@ class Cluster:
         """Return the SQLAlchemy URL of a keyspace through one of the vtgates."""
         return f"mysql+pymysql://user@127.0.0.1:{self.ports[f'{gate} mysql']}/{keyspace}"
 
+    def grpc(self, gate: str = "vtgate") -> str:
+        """Return ``host:port`` of a vtgate's gRPC."""
+        return f"127.0.0.1:{self.ports[f'{gate} grpc']}"
+
     def start(self) -> None:
         """Start everything and wait until both vtgates serve. Safe to repeat."""
         first_time = not (self._folder / "initialized").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from .cluster import CELL, MAIN, SHARDED, _answers
@@ -18,9 +19,12 @@ TOPOLOGY = (
 
 
 class Dev:
-    """vtcombo over one mysqld, with its data in ``folder``; serves in seconds."""
+    """vtcombo over one mysqld, with its data in ``folder``; serves in seconds.
 
-    def __init__(self, folder: Path) -> None:
+    :param flags: more flags for vtcombo.
+    """
+
+    def __init__(self, folder: Path, flags: Sequence[str] = ()) -> None:
         parts = install()
         make_folder(folder)
         self.mysqld = MySQL(
@@ -43,7 +47,7 @@ class Dev:
              "--service_map", "grpc-vtgateservice", "--mysql_auth_server_impl", "none",
              "--vschema_ddl_authorized_users", "%", "--mysql_server_bind_address", "127.0.0.1",
              "--mysql_server_port", str(self.port), "--grpc_port", str(self.grpc_port),
-             "--grpc_bind_address", "127.0.0.1", "--port", str(self.web_port)],
+             "--grpc_bind_address", "127.0.0.1", "--port", str(self.web_port), *flags],
             env={"VTDATAROOT": str(folder)},
         )  # fmt: skip
         self.servers = {server.name: server for server in (self.mysqld, self.vtcombo)}
@@ -51,6 +55,10 @@ class Dev:
     def url(self, keyspace: str = MAIN) -> str:
         """Return the SQLAlchemy URL of a keyspace."""
         return f"mysql+pymysql://user@127.0.0.1:{self.port}/{keyspace}"
+
+    def grpc(self) -> str:
+        """Return ``host:port`` for gRPC."""
+        return f"127.0.0.1:{self.grpc_port}"
 
     def start(self) -> None:
         """Start both processes and wait until vtcombo serves. Safe to repeat."""

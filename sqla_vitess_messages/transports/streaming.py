@@ -1,0 +1,246 @@
+"""What streams have in common, whichever protocol brings them.
+
+A stream has no flow control: with a backlog it leases thousands. So a backlog is pulled, and the
+stream begins when the queue is near empty. What the tablet overlooks is pulled as well, and all of
+it when the stream falls silent: a tablet's can die while the table goes on taking messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import ClauseElement
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import TextClause, TextualSelect
+
+from ..backoff import longest_backoff
+from ..ddl import OPTIONS_KEY
+from ..events import Event, Reconnected, StreamSilent
+from ..leases import CHUNK, Lease, are_in_batch, attach, batch_parameters, fence_of
+from ..options import QueueOptions
+from ..wakeups import Wakeable
+from .base import Leasing, M
+from .pull import PullTransport
+from .puller import LARGEST_PULL
+
+__all__ = ["StreamFrom", "Streaming"]
+
+LOOK_AFTER = 0.5
+"""Seconds between two looks for what the stream doesn't bring."""
+
+OVERLOOKED_AFTER = 1.0
+"""Seconds that a message may be due before it is pulled instead."""
+
+SILENT_AFTER = 2
+"""How often in succession messages must be overlooked, and none streamed, to call it silence.
+
+Once is no proof: messages whose transaction took long are overdue as they commit.
+"""
+
+SILENT_PAUSE = 0.05
+"""Seconds between two looks while the stream is silent."""
+
+CONFIRM_WITHIN = 5.0
+"""Seconds to wait for the postpone that follows a delivery."""
+
+log = logging.getLogger(__name__)
+
+
+class StreamFrom(ClauseElement):
+    """``stream * from <table>``, which Core has no word for.
+
+    :param seconds: after which the server ends the stream; None for never.
+    """
+
+    __visit_name__ = "message_queue_stream"
+    inherit_cache = False
+
+    def __init__(self, table: Table, seconds: float | None = None) -> None:
+        self.table = table
+        self.milliseconds = None if seconds is None else round(seconds * 1000)
+
+
+@compiles(StreamFrom)
+def _compile_stream(element: StreamFrom, compiler: SQLCompiler, **_kw: Any) -> str:
+    table = compiler.preparer.format_table(element.table)
+    if element.milliseconds is None:
+        return f"stream * from {table}"
+    return f"stream /*vt+ QUERY_TIMEOUT_MS={element.milliseconds} */ * from {table}"
+
+
+class Streaming(Leasing[M]):
+    """Hands over what a stream brings, and pulls the rest.
+
+    :param pull: leases by polling, with the same engine.
+    :param report: called when the stream falls silent, and when it speaks again.
+    :param wake: set when something has arrived.
+    """
+
+    def __init__(
+        self,
+        model: type[M],
+        engine: Engine,
+        pull: PullTransport[M],
+        *,
+        report: Callable[[Event], None],
+        wake: Wakeable,
+    ) -> None:
+        super().__init__(model, engine)
+        self._pull = pull
+        self._report = report
+        self._wake = wake
+        self._options: QueueOptions = self._table.info[OPTIONS_KEY]
+        columns = self._table.c
+        self._looking = select(columns.id, columns.epoch).where(*are_in_batch(self._table))
+        self._arrived: deque[M | Exception] = deque()
+        self._reading = False
+        self._streamed = 0
+        self._missed = 0
+        self._next_look = 0.0
+        self.pause = 0.0
+
+    def look(self, limit: int) -> Iterator[M]:
+        """Yield a backlog first, then what has arrived, and now and then what is overlooked."""
+        taken = 0
+        if not self._reading:
+            for message in self._pull.take(limit):
+                taken += 1
+                yield message
+            if taken >= min(limit, LARGEST_PULL):
+                self.pause = 0.0
+                return
+            self._begin()
+            self._reading = True
+            self._next_look = time.monotonic() + LOOK_AFTER
+        for message in self._take_arrived():
+            taken += 1
+            self._streamed += 1
+            yield message
+        if time.monotonic() >= self._next_look:
+            yield from self._look_for_overlooked(limit - taken)
+        self.pause = max(self._next_look - time.monotonic(), 0.0)
+
+    def _take_arrived(self) -> Iterator[M]:
+        while self._arrived:
+            arrived = self._arrived.popleft()
+            if isinstance(arrived, Exception):
+                yield from self.stop()
+                raise arrived
+            yield arrived
+
+    def _look_for_overlooked(self, room: int) -> Iterator[M]:
+        overlooked = 0
+        silent = self._missed >= SILENT_AFTER
+        if room > 0:
+            for message in self._pull.take(room, due_for=0 if silent else OVERLOOKED_AFTER):
+                overlooked += 1
+                yield message
+        self._watch(self._streamed, overlooked)
+        self._streamed = 0
+        silent = self._missed >= SILENT_AFTER
+        self._next_look = time.monotonic() + (SILENT_PAUSE if silent else LOOK_AFTER)
+
+    def _watch(self, streamed: int, overlooked: int) -> None:
+        """Notice when the stream brings nothing though messages are due, and when it does again."""
+        extra = {"queue": self._table.name}
+        if streamed:
+            if self._missed >= SILENT_AFTER:
+                log.info("the stream brings messages again", extra=extra)
+                self._report(Reconnected(self._table.name))
+            self._missed = 0
+        elif overlooked:
+            self._missed += 1
+            if self._missed == SILENT_AFTER:
+                log.warning(
+                    "messages are due and the stream brings none: pulling until it does",
+                    extra=extra,
+                )
+                self._report(StreamSilent(self._table.name))
+
+    def interrupt(self) -> None:
+        self._pull.interrupt()
+
+    def stop(self) -> list[M]:
+        if self._reading:
+            self._end()
+        self._reading = False
+        self.pause = 0.0
+        arrived = [item for item in self._arrived if not isinstance(item, Exception)]
+        self._arrived.clear()
+        return arrived
+
+    def _begin(self) -> None:
+        """Start to read, and have :meth:`_arrive` called."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Leave the stream, when all that was read has arrived."""
+        raise NotImplementedError
+
+    def _arrive(self, item: M | Exception) -> None:
+        self._arrived.append(item)
+        self._wake.set()
+
+    def _read_rows(self, connection: Connection, seconds: float | None = None) -> None:
+        """Read the stream to its end.
+
+        :param seconds: after which the server ends it; None for never.
+        """
+        options = {"stream_results": True, "yield_per": 1}  # A driver waits for all of more.
+        session = Session(connection, autoflush=False)
+        messages = session.scalars(self._streaming(seconds), execution_options=options)
+        for message in messages:
+            session.expunge(message)
+            stale = time.monotonic() + self._options.ack_wait
+            ends = stale + longest_backoff(message.epoch, self._options)
+            attach(message, Lease(message.epoch, stale, ends, confirm=self.confirm))
+            self._arrive(message)
+
+    def _streaming(self, seconds: float | None) -> Any:
+        names = self._options.message_cols
+        assert names is not None  # Every layout that Vitess takes today names them.
+        # TextualSelect asks no more of its text than that it compiles.
+        source = cast("TextClause", StreamFrom(self._table, seconds))
+        columns: list[Any] = [self._table.c[name] for name in names]
+        return self._select().from_statement(TextualSelect(source, columns, positional=False))
+
+    def confirm(self, messages: Sequence[M]) -> None:
+        """Wait until the rows of these messages show that Vitess has postponed them.
+
+        The look is on a connection of its own: the caller's transaction may have an older view of
+        the rows, and an UPDATE that matches nothing would lock them against the postpone.
+        """
+        waiting = {message.id: message for message in messages}
+        give_up = time.monotonic() + CONFIRM_WITHIN
+        pause = 0.001
+        while waiting:
+            some = list(waiting.values())[:CHUNK]
+            with self._engine.connect() as connection:
+                rows = connection.execute(self._looking, batch_parameters(self._table, some))
+                seen = {row.id: row.epoch for row in rows}
+            for message in some:
+                fence = fence_of(message)
+                if seen.get(message.id, fence) >= fence:
+                    del waiting[message.id]
+            if not waiting or time.monotonic() > give_up:
+                return
+            self._sleep(pause)
+            pause = min(pause * 2, 0.1)
+
+    def _sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def give_back(self, messages: Sequence[M]) -> None:
+        self.confirm(messages)
+        super().give_back(messages)
+
+    def close(self) -> None:
+        self._pull.close()
+        super().close()

@@ -1,0 +1,1 @@
+"""vtgate's gRPC protocol as a DBAPI and a dialect: ``vitess+grpc://user@host:15991/keyspace``."""

@@ -1,0 +1,282 @@
+"""As much of the Python database API as SQLAlchemy needs, over vtgate's gRPC protocol.
+
+Statements have vtgate's own bind variables, ``:name``. A session's state goes with each call and
+comes back with the answer: vtgate keeps none, and doesn't see that a client is gone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import grpc
+from pymysql.constants import CR, ER
+from pymysql.err import (
+    DatabaseError,
+    DataError,
+    Error,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    Warning,  # noqa: A004  # The API has it.
+    error_map,
+)
+
+from .address import Address
+from .rpc import AsyncioRpc, Rpc, Stream, ThreadedRpc
+from .values import Converter, bind_variables, converter_of, decode
+from .vtgate_pb2 import (
+    BoundQuery,
+    ExecuteOptions,
+    ExecuteRequest,
+    QueryResult,
+    Session,
+    StreamExecuteRequest,
+)
+
+__all__ = [
+    "Binary",
+    "Connection",
+    "Cursor",
+    "DataError",
+    "DatabaseError",
+    "Error",
+    "IntegrityError",
+    "InterfaceError",
+    "InternalError",
+    "NotSupportedError",
+    "OperationalError",
+    "ProgrammingError",
+    "Warning",
+    "connect",
+]
+
+apilevel = "2.0"
+threadsafety = 1
+paramstyle = "named"
+Binary = bytes
+
+EVERYTHING = 2
+"""All that vtgate knows of a result's fields."""
+
+_ERRNO = re.compile(r"\(errno (\d+)\) \(sqlstate \w{5}\)")
+
+_ERRNO_OF_CODE = {
+    grpc.StatusCode.CANCELLED: ER.QUERY_INTERRUPTED,
+    grpc.StatusCode.ABORTED: ER.QUERY_INTERRUPTED,
+    grpc.StatusCode.PERMISSION_DENIED: ER.ACCESS_DENIED_ERROR,
+    grpc.StatusCode.UNAUTHENTICATED: ER.ACCESS_DENIED_ERROR,
+    grpc.StatusCode.UNIMPLEMENTED: ER.NOT_SUPPORTED_YET,
+}
+"""What vtgate itself says over the MySQL protocol where an error has no number."""
+
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+_GONE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+
+
+def connect(
+    address: Address, keyspace: str, *, timeout: float | None = None, is_async: bool = False
+) -> Connection:
+    """Return a connection; nothing is sent before it is used.
+
+    :param timeout: seconds that a statement may take; not a stream, which has no end.
+    """
+    return Connection(AsyncioRpc(address) if is_async else ThreadedRpc(address), keyspace, timeout)
+
+
+class Connection:
+    """A session of vtgate's."""
+
+    def __init__(self, rpc: Rpc, keyspace: str, timeout: float | None) -> None:
+        self._rpc = rpc
+        self._session = Session(
+            autocommit=False,
+            target_string=keyspace,
+            options=ExecuteOptions(included_fields=EVERYTHING, client_found_rows=True),
+            enable_system_settings=True,
+        )
+        self._streams: set[Stream] = set()
+        self._closed = False
+        self.timeout = timeout
+
+    def cursor(self) -> Cursor:
+        return Cursor(self)
+
+    def autocommit(self, value: bool) -> None:
+        """Let each statement commit by itself, or not; within a transaction it is committed."""
+        if value != self.get_autocommit():
+            self.commit()
+            self._session.autocommit = value
+
+    def get_autocommit(self) -> bool:
+        return self._session.autocommit
+
+    def commit(self) -> None:
+        self._end("commit")
+
+    def rollback(self) -> None:
+        self._end("rollback")
+
+    def close(self) -> None:
+        """End streams and the transaction, which vtgate would keep until its timeout."""
+        self.cancel_streams()
+        with suppress(Error):
+            self.rollback()
+        self._closed = True
+        self._rpc.close()
+
+    def cancel_streams(self) -> None:
+        """Let reads of streams end with an error, in whatever thread they are."""
+        for stream in list(self._streams):
+            stream.cancel()
+
+    def ping(self) -> None:
+        """Ask vtgate for an answer.
+
+        :raises OperationalError: when there is none.
+        """
+        self.execute("SELECT 1", {})
+
+    def get_server_info(self) -> str:
+        """Return the version, as MySQL's greeting has it."""
+        cursor = self.cursor()
+        cursor.execute("SELECT @@version")
+        [(version,)] = cursor.fetchall()
+        return str(version)
+
+    def character_set_name(self) -> str:
+        return "utf8mb4"
+
+    def execute(self, sql: str, parameters: Mapping[str, Any]) -> QueryResult:
+        """Execute one statement.
+
+        :raises Error: of the class that PyMySQL has for it.
+        """
+        if self._closed:
+            raise OperationalError(CR.CR_SERVER_LOST, "the connection was closed")
+        query = BoundQuery(sql=sql, bind_variables=bind_variables(parameters))
+        request = ExecuteRequest(session=self._session, query=query)
+        try:
+            response = self._rpc.execute(request, self.timeout)
+        except grpc.RpcError as error:
+            raise _lost(error) from error
+        if response.HasField("session"):
+            self._session = response.session
+        if response.HasField("error"):
+            raise _error(_CODES.get(response.error.code), response.error.message)
+        return response.result
+
+    def stream(self, sql: str) -> Iterator[QueryResult]:
+        """Yield a result's parts as they come, apart from any transaction."""
+        session = Session(
+            autocommit=True,
+            target_string=self._session.target_string,
+            options=ExecuteOptions(included_fields=EVERYTHING),
+        )
+        request = StreamExecuteRequest(session=session, query=BoundQuery(sql=sql))
+        stream = self._rpc.stream(request)
+        self._streams.add(stream)
+        try:
+            while (response := stream.read()) is not None:
+                yield response.result
+        except grpc.RpcError as error:
+            raise _lost(error) from error
+        finally:
+            self._streams.discard(stream)
+            stream.cancel()
+
+    def _end(self, how: str) -> None:
+        if self._session.in_transaction:
+            self.execute(how, {})
+
+
+class Cursor:
+    """Holds a whole result; that of ``stream * from t``, which has no end, part by part."""
+
+    arraysize = 1
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._parts: Iterator[QueryResult] = iter(())
+        self._rows: list[tuple[Any, ...]] = []
+        self._position = 0
+        self._converters: list[Converter | None] = []
+        self.description: list[tuple[Any, ...]] | None = None
+        self.rowcount = -1
+        self.lastrowid = 0
+
+    def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> int:
+        if sql.startswith("stream "):
+            self._parts = self._connection.stream(sql)
+            self._take(next(self._parts, QueryResult()))
+            return self.rowcount
+        result = self._connection.execute(sql, parameters or {})
+        self._take(result)
+        self.rowcount = len(self._rows) if result.fields else result.rows_affected
+        self.lastrowid = result.insert_id
+        return self.rowcount
+
+    def executemany(self, sql: str, parameters: Sequence[Mapping[str, Any]]) -> int:
+        self.rowcount = sum(self.execute(sql, values) for values in parameters)
+        return self.rowcount
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        rows = self.fetchmany(1)
+        return rows[0] if rows else None
+
+    def fetchmany(self, size: int | None = None) -> list[tuple[Any, ...]]:
+        """Return at most ``size`` rows; of a stream, no more than came together."""
+        while self._position >= len(self._rows):
+            part = next(self._parts, None)
+            if part is None:
+                return []
+            self._take(part)
+        start, self._position = self._position, self._position + (size or self.arraysize)
+        return self._rows[start : self._position]
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = []
+        while some := self.fetchmany(len(self._rows) or 1):
+            rows += some
+        return rows
+
+    def close(self) -> None:
+        self._rows = []
+        self._parts = iter(())
+
+    async def _async_soft_close(self) -> None:
+        """Do nothing: SQLAlchemy's asyncio asks for it."""
+
+    def _take(self, part: QueryResult) -> None:
+        if part.fields:
+            self._converters = [converter_of(field) for field in part.fields]
+            self.description = [
+                (field.name, field.type, None, None, None, None, None) for field in part.fields
+            ]
+        self._rows, self._position = decode(part.rows, self._converters), 0
+
+
+def _lost(error: grpc.RpcError) -> Error:
+    """Return the error of a call that had no answer, or no end."""
+    # Every error of a call is a Call, too, but its class doesn't say so.
+    call = cast("grpc.Call", error)
+    code, text = call.code(), str(call.details())
+    if code in _GONE and not _ERRNO.search(text):
+        return OperationalError(CR.CR_SERVER_LOST, f"lost vtgate ({code.name}): {text}")
+    return _error(code, text)
+
+
+def _error(code: grpc.StatusCode | None, text: str) -> Error:
+    found = _ERRNO.search(text)
+    number = int(found[1]) if found else _ERRNO_OF_CODE.get(code, ER.UNKNOWN_ERROR)  # type: ignore[arg-type]
+    return error_map.get(number, OperationalError)(number, text)

@@ -1,0 +1,380 @@
+"""What is peculiar to vtgate's gRPC: values, addresses, TLS, credentials, a server that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from sqlalchemy import Engine, create_engine, delete, insert, select, text, update
+from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session, mapped_column
+
+import sqla_vitess_messages
+from sqla_vitess_messages import InvalidArgument, QueueOptions, Subscriber
+from sqla_vitess_messages.aio import AsyncSubscriber
+from sqla_vitess_messages.events import Event, Reconnected, Reconnecting
+from tests.backends import ack, async_url, enqueue, eventually, make_queue_class
+from tests.servers import server_url
+from tools.vitess import Dev
+
+MakeQueue = Callable[..., type[Any]]
+
+COLUMNS: dict[str, tuple[Any, list[Any]]] = {
+    "a_tinyint": (mysql.TINYINT, [-128, 127]),
+    "a_tinyint_unsigned": (mysql.TINYINT(unsigned=True), [0, 255]),
+    "a_bool": (mysql.BOOLEAN, [True, False]),
+    "a_smallint": (mysql.SMALLINT, [-(2**15), 2**15 - 1]),
+    "a_smallint_unsigned": (mysql.SMALLINT(unsigned=True), [0, 2**16 - 1]),
+    "a_mediumint": (mysql.MEDIUMINT, [-(2**23), 2**23 - 1]),
+    "a_mediumint_unsigned": (mysql.MEDIUMINT(unsigned=True), [0, 2**24 - 1]),
+    "an_int": (mysql.INTEGER, [-(2**31), 2**31 - 1]),
+    "an_int_unsigned": (mysql.INTEGER(unsigned=True), [0, 2**32 - 1]),
+    "a_bigint": (mysql.BIGINT, [-(2**63), 2**63 - 1]),
+    "a_bigint_unsigned": (mysql.BIGINT(unsigned=True), [0, 2**64 - 1]),
+    # vtgate sends a float as "cast(… as DOUBLE)", which MySQL knows from 8.0.17 on: not this one.
+    "a_float": (mysql.FLOAT, [Decimal("-0.5"), Decimal(1024)]),
+    "a_double": (mysql.DOUBLE(asdecimal=False), [Decimal("-0.125"), Decimal(2) ** 60]),
+    "a_decimal": (mysql.DECIMAL(30, 10), [Decimal("-12345678901234567890.5"), Decimal(0)]),
+    "a_date": (mysql.DATE, [date(1970, 1, 1), date(9999, 12, 31)]),
+    "a_time": (mysql.TIME(fsp=6), [time(0, 0), time(23, 59, 59, 999_999)]),
+    "a_datetime": (mysql.DATETIME(fsp=6), [datetime(1970, 1, 1), datetime(2026, 2, 3, 4, 5, 6, 7)]),
+    "a_timestamp": (mysql.TIMESTAMP, [datetime(1980, 1, 1), datetime(2026, 2, 3, 4, 5, 6)]),
+    "a_year": (mysql.YEAR, [1901, 2155]),
+    "a_char": (mysql.CHAR(10), ["", "äöü€😀"]),
+    "a_varchar": (mysql.VARCHAR(100), ["", "it's \\ % :a ? 😀"]),
+    "a_binary": (mysql.BINARY(4), [b"\0\xff\0\x01", b"abcd"]),
+    "a_varbinary": (mysql.VARBINARY(100), [b"", bytes(range(100))]),
+    "a_tinytext": (mysql.TINYTEXT, ["", "ä"]),
+    "a_text": (mysql.TEXT, ["", "ä" * 1000]),
+    "a_mediumtext": (mysql.MEDIUMTEXT, ["", "ä" * 1000]),
+    "a_longtext": (mysql.LONGTEXT, ["", "ä" * 100_000]),
+    "a_tinyblob": (mysql.TINYBLOB, [b"", b"\0\xff"]),
+    "a_blob": (mysql.BLOB, [b"", bytes(range(256))]),
+    "a_mediumblob": (mysql.MEDIUMBLOB, [b"", bytes(range(256))]),
+    "a_longblob": (mysql.LONGBLOB, [b"", bytes(range(256)) * 1000]),
+    "an_enum": (mysql.ENUM("red", "grün"), ["red", "grün"]),
+    "a_set": (mysql.SET("a", "b", "c"), [{"a"}, {"a", "c"}]),
+    "a_json": (mysql.JSON, [{"a": [1, 2.5, None, "ä"]}, []]),
+    "a_bit": (mysql.BIT(10), [0, 1023]),
+}
+"""Every type of column that Vitess has, but those in space; with values that go to its limits."""
+
+
+def grpc_url(server: str = "vtgate", keyspace: str = "main") -> str:
+    return f"vitess+grpc://user@{server_url(f'{server} grpc')}/{keyspace}"
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = create_engine(server_url("vtgate-fast"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def grpc_engine() -> Iterator[Engine]:
+    engine = create_engine(grpc_url())
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def queue(engine: Engine) -> Iterator[type[Any]]:
+    model = make_queue_class(QueueOptions(ack_wait=10, poller_interval=0.2))
+    model.metadata.create_all(engine)
+    yield model
+    model.metadata.drop_all(engine)
+
+
+def test_values_are_the_same_as_over_mysql(engine: Engine, grpc_engine: Engine) -> None:
+    attributes = {name: mapped_column(type_) for name, (type_, _) in COLUMNS.items()}
+    queue = make_queue_class(QueueOptions(ack_wait=60), attributes=attributes)
+    queue.metadata.create_all(engine)
+    sent = [
+        {name: values[number] for name, (_, values) in COLUMNS.items()} for number in range(2)
+    ] + [dict.fromkeys(COLUMNS)]
+
+    def payload(message: Any) -> dict[str, Any]:
+        return {name: getattr(message, name) for name in COLUMNS}
+
+    def received(url: Any, transport: Any) -> dict[int, Any]:
+        got: dict[int, Any] = {}
+        with Subscriber(queue, url, transport=transport) as subscriber:
+            # The first comes with the backlog, the others by the stream.
+            for messages in ([queue(**sent[0])], [queue(**values) for values in sent]):
+                expected = {message.id: payload(message) for message in messages}
+                enqueue(grpc_engine, messages[0])  # Both ways in, too.
+                enqueue(engine, *messages[1:])
+                for _ in messages:
+                    message = subscriber.get(20)
+                    assert message is not None
+                    got[message.id] = payload(message)
+                    assert got[message.id] == expected[message.id]
+                    ack(engine, message)
+        return got
+
+    try:
+        for url, transport in ((engine.url, "stream"), (grpc_url(), "grpc")):
+            for id_, values in received(url, transport).items():
+                statement = select(*(queue.__table__.c[name] for name in COLUMNS))
+                rows = []
+                for by in (engine, grpc_engine):
+                    with by.connect() as connection:
+                        row = connection.execute(statement.where(queue.id == id_)).one()
+                    rows.append([(type(value), value) for value in row])
+                assert rows[0] == rows[1]
+                assert [value for _, value in rows[0]] == list(values.values())
+    finally:
+        queue.metadata.drop_all(engine)
+
+
+def test_the_dialect_keeps_to_transactions(
+    engine: Engine, grpc_engine: Engine, queue: type[Any]
+) -> None:
+    def count() -> int:
+        with engine.connect() as connection:
+            return len(connection.execute(select(queue.id)).all())
+
+    with Session(grpc_engine) as session:
+        session.add(queue())
+        session.flush()
+        session.rollback()
+    assert count() == 0
+    with Session(grpc_engine) as session, session.begin():
+        session.add_all([queue(id=1), queue(id=2)])
+        session.flush()
+        assert count() == 0
+    assert count() == 2
+    with grpc_engine.connect() as connection:
+        # As many as were found, not as were changed.
+        again = update(queue).values(priority=50).where(queue.id.in_([1, 2, 3]))
+        assert connection.execute(again).rowcount == 2
+        assert connection.execute(delete(queue).where(queue.id == 1)).rowcount == 1
+        connection.invalidate()
+    assert count() == 2
+    auto = grpc_engine.execution_options(isolation_level="AUTOCOMMIT")
+    with auto.connect() as connection:
+        connection.execute(insert(queue).values(id=3))
+        connection.rollback()
+    assert count() == 3
+
+
+def test_errors_are_those_of_pymysql(grpc_engine: Engine, queue: type[Any]) -> None:
+    enqueue(grpc_engine, queue(id=1))
+    with pytest.raises(IntegrityError, match=r"\(1062, .*Duplicate entry"):
+        enqueue(grpc_engine, queue(id=1))
+    with pytest.raises(ProgrammingError, match=r"\(1146, "), grpc_engine.connect() as connection:
+        connection.execute(text("SELECT * FROM there_is_no_such_table"))
+    nobody = create_engine("vitess+grpc://user@127.0.0.1:1/main")
+    with pytest.raises(OperationalError, match=r"\(2013, 'lost vtgate \(UNAVAILABLE\)"):
+        nobody.connect()
+    hasty = create_engine(f"{grpc_url()}?timeout=0.2")
+    with hasty.connect() as connection:
+        with pytest.raises(OperationalError, match="DEADLINE_EXCEEDED"):
+            connection.execute(text("SELECT SLEEP(5)"))
+        assert connection.invalidated
+    with pytest.raises(Exception, match="complex: no value that MySQL has a type for"):
+        grpc_engine.connect().execute(text("SELECT :a"), {"a": 1j})
+
+
+def test_a_url_for_grpc_is_all_a_subscriber_needs(engine: Engine, queue: type[Any]) -> None:
+    with Subscriber(queue, grpc_url()) as subscriber:
+        enqueue(engine, queue())  # Pulled, with the backlog.
+        subscriber.ack(subscriber.get(20)).result(20)  # type: ignore[arg-type]
+        enqueue(engine, queue(body="streamed"))
+        message = subscriber.get(20)
+        assert message is not None
+        subscriber.ack(message).result(20)
+        assert type(subscriber._transport).__name__ == "GrpcTransport"
+    with engine.connect() as connection:
+        assert queue.stats(connection).acked == 2
+
+
+def test_a_url_for_grpc_is_all_that_asyncio_needs(engine: Engine, queue: type[Any]) -> None:
+    async def receive() -> str:
+        application = create_async_engine(grpc_url())
+        async with AsyncSubscriber(queue, grpc_url()) as subscriber:
+            body = ""
+            for sent in ("pulled", "streamed"):
+                await asyncio.to_thread(enqueue, engine, queue(body=sent))
+                message = await subscriber.get(20)
+                assert message is not None
+                body = message.body
+                await subscriber.extend([message], 60)
+                async with application.begin() as connection:
+                    await connection.run_sync(message.fail)
+            assert type(subscriber._transport).__name__ == "AsyncGrpcTransport"
+        await application.dispose()
+        return body
+
+    assert asyncio.run(receive()) == "streamed"
+    with engine.connect() as connection:
+        assert queue.stats(connection).dead == 2
+
+
+@pytest.mark.parametrize(
+    ("bind", "options", "says"),
+    [
+        ("mysql+pymysql://u@h/k", {"transport": "grpc"}, "give vtgate's address for gRPC"),
+        ("mysql+pymysql://u@h/k", {"transport": "pull", "grpc": "h:1"}, "'pull' doesn't use it"),
+        ("mysql+pymysql://u@h/k", {"transport": "stream", "grpc": "h:1"}, "leave one of them out"),
+        ("mysql+pymysql://u@h/k", {"grpc": "mysql://h/k"}, "expected vtgate's host:port"),
+        ("mysql+pymysql://u@h/k", {"grpc": "h:port"}, "expected vtgate's host:port"),
+        ("mysql+pymysql://u@h/k", {"grpc": ""}, "expected vtgate's host:port"),
+        ("mysql+pymysql://u@h/k", {"grpc": "vitess+grpc://h?sll=1"}, "'ssl_ca'"),
+        ("vitess+grpc://h:1/k?sll=1", {}, "expected a database URL"),
+        (
+            "mysql+pymysql://u@h/k",
+            {"transport": "grpc", "grpc": "h:1", "shards": ["-80"]},
+            "'pull'",
+        ),
+        ("vitess+grpc://u@h/k:-80", {}, "name the keyspace alone"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    bind: str, options: dict[str, Any], says: str
+) -> None:
+    model = make_queue_class(QueueOptions())
+    with pytest.raises(InvalidArgument, match=says):
+        Subscriber(model, bind, **options)
+    if bind.startswith("mysql"):
+        with pytest.raises(InvalidArgument, match=says):
+            AsyncSubscriber(model, async_url(bind, "asyncmy"), **options)
+
+
+def test_without_the_extra_it_is_named() -> None:
+    code = (
+        "import sys; sys.modules['grpc'] = None\n"
+        "from sqlalchemy import create_engine\n"
+        "import sqla_vitess_messages\n"
+        "create_engine('vitess+grpc://h/k')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'sqla-vitess-messages[grpc]'" in done.stderr
+
+
+def test_the_generated_code_is_of_the_present_proto(tmp_path: Path) -> None:
+    package = Path(sqla_vitess_messages.__file__).parent
+    proto = package / "vtgate_grpc" / "vtgate.proto"
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", "-I", package.parent,
+         f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", proto],
+        check=True,
+    )  # fmt: skip
+    for name in ("vtgate_pb2.py", "vtgate_pb2.pyi"):
+        made = (tmp_path / package.name / "vtgate_grpc" / name).read_text()
+        assert made == (proto.parent / name).read_text(), "run: make proto"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the servers' user may read."""
+    folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-grpc-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.timeout(240)
+def test_tls_and_credentials(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server_url("dev")  # Else this machine can't have a Vitess.
+    ca, stranger = trustme.CA(), trustme.CA()
+    server, client = ca.issue_cert("127.0.0.1"), ca.issue_cert("client@example.com")
+    files = {
+        "ca.pem": ca.cert_pem.bytes(),
+        "stranger.pem": stranger.cert_pem.bytes(),
+        "server.pem": server.cert_chain_pems[0].bytes(),
+        "server.key": server.private_key_pem.bytes(),
+        "client.pem": client.cert_chain_pems[0].bytes(),
+        "client.key": client.private_key_pem.bytes(),
+        "users.json": json.dumps([{"Username": "ada", "Password": "s3cret-word"}]).encode(),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    dev = Dev(
+        folder / "dev",
+        ["--grpc_cert", f"{folder}/server.pem", "--grpc_key", f"{folder}/server.key",
+         "--grpc_ca", f"{folder}/ca.pem", "--grpc_auth_mode", "static",
+         "--grpc_auth_static_password_file", f"{folder}/users.json"],
+    )  # fmt: skip
+    caplog.set_level(logging.DEBUG)
+    files_of_client = f"ssl_cert={folder}/client.pem&ssl_key={folder}/client.key"
+
+    def url(user: str = "ada:s3cret-word", ca: str = "ca.pem", query: str = "") -> str:
+        query = query or files_of_client
+        return f"vitess+grpc://{user}@{dev.grpc()}/main?ssl_ca={folder}/{ca}&{query}"
+
+    try:
+        dev.start()
+        model = make_queue_class(QueueOptions())
+        plain = create_engine(dev.url())
+        model.metadata.create_all(plain)
+        for grpc in ({"bind": url()}, {"bind": dev.url(), "grpc": url()}):
+            with Subscriber(model, **grpc) as subscriber:  # type: ignore[arg-type]
+                for _ in range(2):
+                    enqueue(plain, model())
+                    assert subscriber.get(20) is not None
+                said = repr(subscriber)
+        for wrong, number in (
+            (url(user="ada:no"), 1045),
+            (url(user="ada"), 1045),
+            (url(ca="stranger.pem"), 2013),
+            (url(query="ssl=true"), 2013),
+            (url().partition("?")[0], 2013),
+        ):
+            with pytest.raises(OperationalError, match=rf"\({number}, ") as raised:
+                create_engine(wrong).connect()
+            said += str(raised.value)
+        assert "s3cret" not in caplog.text + said
+    finally:
+        dev.stop()
+
+
+@pytest.mark.timeout(240)
+def test_a_server_that_hangs_is_noticed(folder: Path) -> None:
+    server_url("dev")
+    dev = Dev(folder / "dev")
+    events: list[Event] = []
+    try:
+        dev.start()
+        engine = create_engine(dev.url())
+        model = make_queue_class(QueueOptions(ack_wait=60))
+        model.metadata.create_all(engine)
+        grpc = f"vitess+grpc://user@{dev.grpc()}/main"
+        with Subscriber(model, grpc, on_event=events.append) as subscriber:
+            enqueue(engine, model())
+            assert subscriber.get(20) is not None
+            pid = dev.vtcombo.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                noticed = [Reconnecting]
+                eventually(lambda: [type(e) for e in events if isinstance(e, Reconnecting)][:1]
+                           == noticed, within=60)  # fmt: skip
+            finally:
+                assert pid is not None
+            os.kill(pid, signal.SIGCONT)
+            enqueue(engine, model(body="after"))
+            message = subscriber.get(60)
+            assert message is not None
+            assert message.body == "after"
+            eventually(lambda: any(isinstance(event, Reconnected) for event in events))
+        engine.dispose()
+    finally:
+        dev.stop()
