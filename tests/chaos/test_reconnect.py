@@ -65,10 +65,19 @@ def reparent(cluster: Cluster) -> None:
     cluster.reparent(next(t for t in TABLETS if t.keyspace == "main" and t != present))
 
 
+def bind_of(cluster: Cluster, transport: TransportName) -> str:
+    """Return what a subscriber is bound to."""
+    if transport == "grpc":
+        return f"vitess+grpc://user@{cluster.grpc('vtgate-fast')}/main"
+    return cluster.url(gate="vtgate-fast")
+
+
 class Load:
     """A producer and a consumer, whose own transactions may fail as often as they like."""
 
-    def __init__(self, url: str, transport: TransportName) -> None:
+    def __init__(self, cluster: Cluster, transport: TransportName) -> None:
+        url = cluster.url(gate="vtgate-fast")
+
         class Base(DeclarativeBase):
             pass
 
@@ -89,7 +98,9 @@ class Load:
         self.committed: set[int] = set()
         self.longest_gap = 0.0
         self._enough = threading.Event()
-        self._subscriber = Subscriber(self.queue, url, max_concurrency=20, transport=transport)
+        self._subscriber = Subscriber(
+            self.queue, bind_of(cluster, transport), max_concurrency=20, transport=transport
+        )
         self._producer = threading.Thread(target=self._produce)
         self._consumer = threading.Thread(target=self._consume)
 
@@ -159,7 +170,7 @@ class Load:
 def test_nothing_is_lost_or_done_twice(
     cluster: Cluster, transport: TransportName, disaster: Callable[[Cluster], None]
 ) -> None:
-    with Load(cluster.url(gate="vtgate-fast"), transport) as load:
+    with Load(cluster, transport) as load:
         disaster(cluster)
         load.check()
 
@@ -169,7 +180,7 @@ def test_a_reparent_loses_nothing_and_leaves_no_long_silence(
     cluster: Cluster, transport: TransportName
 ) -> None:
     """vtgate leaves a stream silent for 6 s; here it was 1.0 s, and 1.6 s with a pull."""
-    with Load(cluster.url(gate="vtgate-fast"), transport) as load:
+    with Load(cluster, transport) as load:
         reparent(cluster)
         load.check()
     assert load.longest_gap < 4
@@ -183,7 +194,7 @@ def test_a_server_that_hangs_is_noticed(
     engine = create_engine(cluster.url())
     queue.metadata.create_all(engine)
     gate = cluster.servers["vtgate-fast"]
-    with Subscriber(queue, cluster.url(gate="vtgate-fast"), transport=transport) as subscriber:
+    with Subscriber(queue, bind_of(cluster, transport), transport=transport) as subscriber:
         assert subscriber.get(0.5) is None
         gate.signal(signal.SIGSTOP)
         try:
@@ -206,7 +217,7 @@ def test_close_does_not_wait_for_a_server_that_hangs(
     engine.dispose()
     gate = cluster.servers["vtgate-fast"]
     before = set(threading.enumerate())
-    subscriber = Subscriber(queue, cluster.url(gate="vtgate-fast"), transport=transport)
+    subscriber = Subscriber(queue, bind_of(cluster, transport), transport=transport)
     subscriber.open()
     subscriber.get(0.5)
     gate.signal(signal.SIGSTOP)
@@ -223,7 +234,7 @@ def test_close_does_not_wait_for_a_server_that_hangs(
 def test_a_tablet_that_hangs_is_waited_for(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Load(cluster.url(gate="vtgate-fast"), "stream") as load:
+    with Load(cluster, "stream") as load:
         tablet = cluster.servers[cluster.primary().name]
         tablet.signal(signal.SIGSTOP)
         try:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,8 +26,7 @@ from sqlalchemy.orm import Session, mapped_column
 import sqla_vitess_messages
 from sqla_vitess_messages import InvalidArgument, QueueOptions, Subscriber
 from sqla_vitess_messages.aio import AsyncSubscriber
-from sqla_vitess_messages.events import Event, Reconnected, Reconnecting
-from tests.backends import ack, async_url, enqueue, eventually, make_queue_class
+from tests.backends import ack, async_url, enqueue, make_queue_class
 from tests.servers import server_url
 from tools.vitess import Dev
 
@@ -342,39 +339,5 @@ def test_tls_and_credentials(folder: Path, caplog: pytest.LogCaptureFixture) -> 
                 create_engine(wrong).connect()
             said += str(raised.value)
         assert "s3cret" not in caplog.text + said
-    finally:
-        dev.stop()
-
-
-@pytest.mark.timeout(240)
-def test_a_server_that_hangs_is_noticed(folder: Path) -> None:
-    server_url("dev")
-    dev = Dev(folder / "dev")
-    events: list[Event] = []
-    try:
-        dev.start()
-        engine = create_engine(dev.url())
-        model = make_queue_class(QueueOptions(ack_wait=60))
-        model.metadata.create_all(engine)
-        grpc = f"vitess+grpc://user@{dev.grpc()}/main"
-        with Subscriber(model, grpc, on_event=events.append) as subscriber:
-            enqueue(engine, model())
-            assert subscriber.get(20) is not None
-            pid = dev.vtcombo.pid
-            assert pid is not None
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                noticed = [Reconnecting]
-                eventually(lambda: [type(e) for e in events if isinstance(e, Reconnecting)][:1]
-                           == noticed, within=60)  # fmt: skip
-            finally:
-                assert pid is not None
-            os.kill(pid, signal.SIGCONT)
-            enqueue(engine, model(body="after"))
-            message = subscriber.get(60)
-            assert message is not None
-            assert message.body == "after"
-            eventually(lambda: any(isinstance(event, Reconnected) for event in events))
-        engine.dispose()
     finally:
         dev.stop()
