@@ -1,10 +1,11 @@
 # make demo: the main job, on SQLite.   make test: all tests, on real databases too.
+# make bench: all figures, in twenty minutes; make bench QUICK=1: in two.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test soak lint format proto clean
+.PHONY: demo test soak bench lint format proto clean
 
 demo: $(VENV)/.cli
 	$(BIN)/sqla-vitess-messages demo
@@ -14,6 +15,9 @@ test: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m soak tests/soak -rP
+
+bench: $(VENV)/.bench
+	QUICK=$(QUICK) $(BIN)/python -m benchmarks
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -41,3 +45,7 @@ $(VENV)/.cli: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[dev]'
 	touch $@ $(VENV)/.cli
+
+$(VENV)/.bench: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[bench]'
+	touch $@ $(VENV)/.dev $(VENV)/.cli

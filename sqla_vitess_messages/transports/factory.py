@@ -187,7 +187,9 @@ def look_at_database(model: type[M], engine: Engine, shards: Sequence[str] | Non
         check_database(connection, queue_table(model))
         vitess = is_vitess(connection)
     if shards is not None:
-        choose_shards(find_shards(engine) or [] if vitess else [], shards)
+        found = find_shards(engine) if vitess else []
+        if found is not None:
+            choose_shards(found, shards)
     return vitess
 
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import DBAPIError
 
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..vschema import is_sharded
 from .base import copy_engine
 
 __all__ = ["check_shards", "choose_shards", "find_shards", "shard_engine"]
@@ -63,12 +65,23 @@ def _overlap(one: str, other: str) -> bool:
 def find_shards(engine: Engine) -> list[str] | None:
     """Return the targets of a sharded keyspace, such as ``sharded:-80``.
 
-    :return: an empty list for an unsharded keyspace; None while it isn't known, as vtgate leaves
-        out the keyspaces that it fails to look up.
+    Only a sharded keyspace needs SHOW VITESS_SHARDS, which over gRPC may end in an error: vtgate
+    answers from its cache and renews that in the background, until the call's end cancels it.
+
+    :return: an empty list for an unsharded keyspace; None while it isn't known, as vtgate fails to
+        look keyspaces up, or leaves out those for which it fails.
     """
     keyspace = engine.url.database or ""
     with engine.connect() as connection:
-        everywhere = [name.split("/") for name in connection.scalars(text("SHOW VITESS_SHARDS"))]
+        if not is_sharded(connection):
+            return []
+        try:
+            names = connection.scalars(text("SHOW VITESS_SHARDS")).all()
+        except DBAPIError as error:
+            if "fetch error" in str(error.orig):
+                return None
+            raise
+    everywhere = [name.split("/") for name in names]
     shards = [shard for of, shard in everywhere if of == keyspace]
     if not shards:
         return None

@@ -206,7 +206,7 @@ def test_a_commit_in_the_same_process_wakes_a_pull(bench: Bench) -> None:
     async def main() -> None:
         async with bench.subscriber() as subscriber:
             await subscriber.get(0.5)
-            subscriber._pull.pause = 600  # It would look again in ten minutes.
+            subscriber._transport.pause = 600  # It would look again in ten minutes.
             await asyncio.sleep(0.5)
             async with bench.sessions() as session, session.begin():
                 session.add(bench.queue(body="woke it"))

@@ -1,0 +1,163 @@
+"""SQLite and MySQL, against other queues and against raw sqlite3."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import kombu
+from huey import SqliteHuey
+from sqlalchemy import Engine, event
+
+from benchmarks import raw, work
+from benchmarks.figures import Figure, Goal, compare, scaled
+from benchmarks.tables import BODY, Bench, bench
+from benchmarks.work import per_second
+
+
+@event.listens_for(Engine, "connect")
+def _let_sqlite_write_ahead(connection: Any, _record: object) -> None:
+    """The same for all that use SQLAlchemy; huey has it by itself."""
+    if type(connection).__module__ == "sqlite3":
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def measure_sqlite(folder: Path) -> Iterator[Figure]:
+    numbers = iter(range(1_000_000))
+
+    def path() -> Path:
+        return folder / f"{next(numbers)}.db"
+
+    def ours(do: Callable[[Bench, int], float], count: int) -> float:
+        with bench(f"sqlite:///{path()}") as queue:
+            return do(queue, count)
+
+    for name, reference, goal in (
+        ("huey, SqliteHuey", partial(huey_receive, path, scaled(5_000)), Goal(3)),
+        ("kombu, SQLAlchemy transport",
+         lambda: kombu_receive(f"sqla+sqlite:///{path()}", scaled(500)), Goal(10)),
+    ):  # fmt: skip
+        yield compare(
+            "SQLite: receive and ack in groups",
+            partial(ours, work.drain, scaled(20_000)),
+            name,
+            reference,
+            goal=goal,
+        )
+    for name, reference, goal in (
+        ("huey, SqliteHuey (no ORM)", partial(huey_enqueue, path, scaled(5_000)), Goal(0.8)),
+        ("kombu, SQLAlchemy transport",
+         lambda: kombu_enqueue(f"sqla+sqlite:///{path()}", scaled(500)), Goal(5)),
+    ):  # fmt: skip
+        yield compare(
+            "SQLite: enqueue by the ORM, a transaction each",
+            partial(ours, work.enqueue_each, scaled(5_000)),
+            name,
+            reference,
+            goal=goal,
+        )
+    yield compare(
+        "SQLite: receive, effect and ack in a transaction each",
+        partial(ours, work.handle_each, scaled(5_000)),
+        "sqlite3, leasing 50",
+        partial(ours, raw_handle_each, scaled(5_000)),
+        goal=Goal(0.3),
+    )
+
+
+def measure_mysql(url: str) -> Iterator[Figure]:
+    def ours() -> float:
+        with bench(url) as queue:
+            return work.drain(queue, scaled(20_000))
+
+    yield compare(
+        "MySQL 8: receive and ack in groups",
+        ours,
+        "kombu, SQLAlchemy transport",
+        lambda: kombu_receive(f"sqla+{url}", scaled(300)),
+        goal=Goal(10),
+    )
+
+
+def drivers(url: str) -> Iterator[Figure]:
+    """mysqlclient, which is C, against PyMySQL."""
+    try:
+        import MySQLdb  # noqa: F401
+    except ImportError:
+        return
+
+    def by(driver: str, do: Callable[[Bench, int], float], count: int) -> float:
+        with bench(url.replace("+pymysql:", f"+{driver}:")) as queue:
+            return do(queue, count)
+
+    for name, do, count in (
+        ("enqueue by the ORM, 10,000 in one transaction", work.enqueue_together, 10_000),
+        ("enqueue by the ORM, a transaction each", work.enqueue_each, 1_000),
+        ("receive and ack in groups", work.drain, 20_000),
+        ("receive, effect and ack in a transaction each", work.handle_each, 2_000),
+    ):
+        yield compare(
+            f"mysqlclient: {name}",
+            partial(by, "mysqldb", do, scaled(count)),
+            "PyMySQL",
+            partial(by, "pymysql", do, scaled(count)),
+        )
+
+
+def raw_handle_each(queue: Bench, count: int) -> float:
+    queue.enqueue(count)
+    started = time.perf_counter()
+    raw.lease_and_ack(
+        str(queue.url.database), queue.table, queue.effect.__tablename__, count, at_once=50
+    )
+    return per_second(count, started)
+
+
+def _make_huey(path: Path) -> tuple[SqliteHuey, Any]:
+    huey = SqliteHuey(filename=str(path), results=False)
+    return huey, huey.task()(_do_nothing)
+
+
+def _do_nothing(_body: str) -> None:
+    pass
+
+
+def huey_enqueue(path: Callable[[], Path], count: int) -> float:
+    _, task = _make_huey(path())
+    started = time.perf_counter()
+    for _ in range(count):
+        task(BODY)
+    return per_second(count, started)
+
+
+def huey_receive(path: Callable[[], Path], count: int) -> float:
+    huey, task = _make_huey(path())
+    for _ in range(count):
+        task(BODY)
+    started = time.perf_counter()
+    for _ in range(count):
+        huey.execute(huey.dequeue())
+    return per_second(count, started)
+
+
+def kombu_enqueue(url: str, count: int) -> float:
+    with kombu.Connection(url) as connection, connection.SimpleQueue("bench") as queue:
+        started = time.perf_counter()
+        for _ in range(count):
+            queue.put(BODY)
+        return per_second(count, started)
+
+
+def kombu_receive(url: str, count: int) -> float:
+    with kombu.Connection(url) as connection, connection.SimpleQueue("bench") as queue:
+        queue.clear()
+        for _ in range(count):
+            queue.put(BODY)
+        started = time.perf_counter()
+        for _ in range(count):
+            queue.get(block=True, timeout=10).ack()
+        return per_second(count, started)

@@ -1,0 +1,76 @@
+"""What a message costs in a table of 10,000, 100,000 and 1,000,000 rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy import BigInteger, insert, literal, select
+
+from benchmarks import work
+from benchmarks.figures import QUICK, ROUNDS, Figure, Goal, scaled
+from benchmarks.tables import BODY, Bench, bench
+from sqla_vitess_messages import clock
+
+SIZES = (10_000, 100_000) if QUICK else (10_000, 100_000, 1_000_000)
+MESSAGES = 4_000
+
+STEP = 10**12
+"""Between the ids of one doubling and the next."""
+
+
+def measure(folder: Path, mysql: str) -> Iterator[Figure]:
+    """Enqueue, receive and ack, as the table grows."""
+    for database, url in (("SQLite", f"sqlite:///{folder}/growth.db"), ("MySQL 8", mysql)):
+        costs: dict[int, list[float]] = {}
+        with bench(url, purge_after=86_400) as queue:
+            rows = 0
+            for size in SIZES:
+                rows = _grow(queue, rows, size)
+                costs[size] = [_cost(queue) for _ in range(max(ROUNDS, 2))]
+        for size in SIZES[1:]:
+            yield Figure(
+                f"{database}: enqueue, receive and ack among {size:,} rows",
+                "µs a message",
+                f"among {SIZES[0]:,}",
+                Goal(1.3, at_most=True),
+                costs[size],
+                costs[SIZES[0]],
+            )
+
+
+def _cost(queue: Bench) -> float:
+    """Return microseconds a message."""
+    count = scaled(MESSAGES)
+    started = time.perf_counter()
+    work.drain(queue, count)
+    return (time.perf_counter() - started) / count * 1e6
+
+
+def _grow(queue: Bench, rows: int, size: int) -> int:
+    """Fill the table: half of the rows are acked, half are scheduled for later."""
+    columns = queue.model.__table__.c
+    now, later = clock.now(), clock.now() + 10**9 * 86_400
+    if not rows:
+        with queue.engine.begin() as connection:
+            connection.execute(
+                insert(queue.model),
+                [
+                    {"id": number, "body": BODY, "time_created": now, "time_scheduled": now,
+                     "time_acked": now if number % 2 else None,
+                     "time_next": None if number % 2 else later + number}
+                    for number in range(1, 5_001)
+                ],
+            )  # fmt: skip
+        rows = 5_000
+    while rows < size:
+        step = literal(STEP + rows, BigInteger)
+        more = min(rows, size - rows)
+        filled = select(
+            *(column + step if column.name == "id" else column for column in columns)
+        ).where(columns.id < STEP * 10**6)  # fmt: skip
+        with queue.engine.begin() as connection:
+            connection.execute(insert(queue.model).from_select(list(columns), filled.limit(more)))
+        rows += more
+    return rows

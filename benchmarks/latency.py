@@ -1,0 +1,91 @@
+"""How long after a message's creation a handler has it. Producer and consumer are two processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from sqlalchemy import URL, create_engine
+from sqlalchemy.orm import Session
+
+from benchmarks import raw
+from benchmarks.figures import ROUNDS, Figure, Goal, compare, scaled
+from benchmarks.tables import BODY, Bench, bench, make_models
+from sqla_vitess_messages import Subscriber
+from tools.vitess import Cluster
+
+RATES = {1: scaled(10), 20: scaled(100), 200: scaled(1_000)}
+"""Messages a second, and how many."""
+
+
+def measure(cluster: Cluster) -> Iterator[Figure]:
+    """vtgate has its default flags."""
+    for rate in RATES:
+        theirs: Callable[[], float] = partial(
+            _median, cluster.url(), rate, partial(_receive_raw, address=cluster.grpc())
+        )
+        for name, options in (("gRPC", {"grpc": cluster.grpc()}), ("auto", {})):
+            yield compare(
+                f"latency at {rate}/s, {name}",
+                partial(_median, cluster.url(), rate, partial(_receive, options=options)),
+                "grpcio stream",
+                theirs,
+                unit="ms, p50",
+                goal=Goal(1.2, at_most=True),
+                rounds=min(ROUNDS, 2),
+            )
+
+
+def _median(
+    url: str, rate: int, receive: Callable[[Bench, int, Callable[[], None]], list[float]]
+) -> float:
+    with bench(url, ack_wait=10) as queue:
+        context = multiprocessing.get_context("spawn")
+        producer = context.Process(target=_produce, args=(queue.url, queue.suffix, rate))
+        latencies = receive(queue, RATES[rate], producer.start)
+        producer.join()
+    return statistics.median(latencies)
+
+
+def _produce(url: URL, suffix: str, rate: int) -> None:
+    model, _ = make_models(suffix)
+    engine = create_engine(url)
+    engine.connect().close()
+    started = time.monotonic()
+    for number in range(RATES[rate]):
+        time.sleep(max(started + number / rate - time.monotonic(), 0))
+        with Session(engine) as session, session.begin():
+            session.add(model(body=BODY))
+
+
+def _receive(
+    queue: Bench, count: int, begin: Callable[[], None], options: dict[str, str]
+) -> list[float]:
+    with Subscriber(queue.model, queue.bind, **options) as subscriber:  # type: ignore[arg-type]
+        time.sleep(1)
+        begin()
+        found: dict[int, float] = {}
+        while len(found) < count:
+            messages = subscriber.get_many(100, 30)
+            now = time.time_ns()
+            for message in messages:
+                found.setdefault(message.id, (now - message.time_created) / 1e6)
+                subscriber.ack(message)
+        return list(found.values())
+
+
+def _receive_raw(queue: Bench, count: int, begin: Callable[[], None], address: str) -> list[float]:
+    names = queue.model.__table__.info["sqla_vitess_messages"].message_cols
+    created = names.index("time_created")
+    with raw.grpc_stream(address, queue.table, str(queue.url.database)) as responses:
+        next(responses)
+        begin()
+        latencies: list[float] = []
+        while len(latencies) < count:
+            rows = next(responses)
+            now = time.time_ns()
+            latencies += [(now - row[created]) / 1e6 for row in rows]
+        return latencies

@@ -1,0 +1,51 @@
+"""The figures as pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+from benchmarks.figures import Figure
+
+MET, MISSED, REPORTED = "#2a7f62", "#c8553d", "#8a8d91"
+
+
+def draw(figures: Sequence[Figure], folder: Path) -> None:
+    """Write ``ratios.png`` and ``costs.png``: what had better be large, and small."""
+    folder.mkdir(parents=True, exist_ok=True)
+    large = [f for f in figures if f.unit == "/s"]
+    small = [f for f in figures if f.unit != "/s"]
+    _draw(large, folder / "ratios.png", "times the reference: more is better")
+    _draw(small, folder / "costs.png", "times the reference: less is better")
+
+
+def _draw(figures: Sequence[Figure], path: Path, label: str) -> None:
+    if not figures:
+        return
+    picture, axes = plt.subplots(figsize=(10, 0.42 * len(figures) + 1.2))
+    for row, figure in enumerate(reversed(figures)):
+        colour = {True: MET, False: MISSED, None: REPORTED}[figure.met]
+        axes.barh(row, figure.ratio, color=colour, height=0.6)
+        if figure.goal is not None:
+            axes.plot([figure.goal.bound] * 2, [row - 0.4, row + 0.4], color="black", linewidth=2)
+        value = statistics.median(figure.values)
+        axes.annotate(f" {figure.ratio:.2f}  ({value:,.4g} {figure.unit})",
+                      (figure.ratio, row), va="center", fontsize=8)  # fmt: skip
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * 4)
+    axes.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
+    names = [f"{figure.name}\nagainst {figure.reference}" for figure in reversed(figures)]
+    axes.set_yticks(range(len(figures)), names, fontsize=7)
+    axes.set_xlabel(f"{label} (a black mark is the goal)")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    picture.tight_layout()
+    picture.savefig(path, dpi=110)
+    plt.close(picture)

@@ -1,0 +1,97 @@
+"""The queue that everything is measured with, and its tables."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import URL, BigInteger, Engine, String, create_engine, insert, make_url, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sqla_vitess_messages import MessageQueueMixin, QueueOptions
+
+BODY = "x" * 100
+
+
+def make_models(suffix: str, **options: Any) -> tuple[type[Any], type[Any]]:
+    """Return a queue and the table of its effects."""
+    base = type("Base", (DeclarativeBase,), {})
+    message = {
+        "__tablename__": f"bench_{suffix}",
+        "__queue__": QueueOptions(**{"ack_wait": 60, **options}),
+        "__annotations__": {"body": Mapped[str]},
+        "body": mapped_column(String(255)),
+        "__module__": __name__,
+    }
+    effect = {
+        "__tablename__": f"bench_effect_{suffix}",
+        "__annotations__": {"id": Mapped[int]},
+        "id": mapped_column(BigInteger, primary_key=True, autoincrement=False),
+        "__module__": __name__,
+    }
+    return type("Message", (MessageQueueMixin, base), message), type("Effect", (base,), effect)
+
+
+@dataclass
+class Bench:
+    """One queue on one database.
+
+    :param url: how the application's own engine connects.
+    :param bind: what subscribers are bound to.
+    """
+
+    url: URL
+    suffix: str
+    model: type[Any]
+    effect: type[Any]
+    engine: Engine
+    bind: URL
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def table(self) -> str:
+        return str(self.model.__tablename__)
+
+    def enqueue(self, count: int, commit_each: int = 5_000) -> None:
+        """Fill the queue, fast."""
+        for first in range(0, count, commit_each):
+            some = min(commit_each, count - first)
+            with self.engine.begin() as connection:
+                connection.execute(insert(self.model), [{"body": BODY}] * some)
+
+
+@contextmanager
+def bench(url: str | URL, *, bind: str | URL | None = None, **options: Any) -> Iterator[Bench]:
+    """Make a queue's tables, and drop them at the end.
+
+    :param options: of :class:`.QueueOptions`.
+    """
+    suffix = secrets.token_hex(4)
+    url = make_url(url)
+    model, effect = make_models(suffix, **options)
+    engine = create_engine(url)
+    model.metadata.create_all(engine)
+    try:
+        _wait_until_known(engine, model)
+        bound = url if bind is None else make_url(bind)
+        yield Bench(url, suffix, model, effect, engine, bound, options)
+    finally:
+        model.metadata.drop_all(engine)
+        engine.dispose()
+
+
+def _wait_until_known(engine: Engine, model: type[Any]) -> None:
+    """vtgate learns of a new table by and by."""
+    while True:
+        try:
+            with Session(engine) as session:
+                session.execute(select(model.id).limit(1))
+        except DBAPIError:
+            time.sleep(0.05)
+        else:
+            return

@@ -1,0 +1,70 @@
+"""What an application does with a queue, and how fast: messages a second."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from benchmarks.tables import BODY, Bench
+from sqla_vitess_messages import Subscriber
+
+
+def per_second(count: int, since: float) -> float:
+    return count / (time.perf_counter() - since)
+
+
+def enqueue_together(queue: Bench, count: int) -> float:
+    """ORM instances, in one transaction."""
+    started = time.perf_counter()
+    with Session(queue.engine) as session, session.begin():
+        session.add_all([queue.model(body=BODY) for _ in range(count)])
+    return per_second(count, started)
+
+
+def enqueue_each(queue: Bench, count: int) -> float:
+    """ORM instances, each in a transaction of its own."""
+    started = time.perf_counter()
+    for _ in range(count):
+        with Session(queue.engine) as session, session.begin():
+            session.add(queue.model(body=BODY))
+    return per_second(count, started)
+
+
+def receive_burst(queue: Bench, count: int, **options: Any) -> float:
+    """Messages that come while a stream idles: from the first to the last one received."""
+    with Subscriber(queue.model, queue.bind, max_concurrency=count, **options) as subscriber:
+        time.sleep(1.5)
+        queue.enqueue(count, commit_each=count)
+        received = len(subscriber.get_many(count, 30))
+        first, started = received, time.perf_counter()
+        while received < count:
+            received += len(subscriber.get_many(count, 30))
+        return per_second(count - first, started)
+
+
+def drain(queue: Bench, count: int, **options: Any) -> float:
+    """A backlog, received and acked in groups."""
+    queue.enqueue(count)
+    with Subscriber(queue.model, queue.bind, max_concurrency=2_000, **options) as subscriber:
+        started, done = time.perf_counter(), 0
+        while done < count:
+            messages = subscriber.get_many(500, 30)
+            done += len([subscriber.ack(message) for message in messages])
+        subscriber.flush()
+        return per_second(count, started)
+
+
+def handle_each(queue: Bench, count: int, **options: Any) -> float:
+    """A backlog, each effect and ack in a transaction of its own."""
+    queue.enqueue(count)
+    with Subscriber(queue.model, queue.bind, max_concurrency=1_000, **options) as subscriber:
+        started = time.perf_counter()
+        for _ in range(count):
+            message = subscriber.get(30)
+            assert message is not None
+            with Session(queue.engine) as session, session.begin():
+                session.add(queue.effect(id=message.id))
+                message.ack(session)
+        return per_second(count, started)
