@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import URL, BigInteger, Engine, String, create_engine, insert, make_url, select
@@ -51,7 +52,6 @@ class Bench:
     effect: type[Any]
     engine: Engine
     bind: URL
-    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def table(self) -> str:
@@ -63,6 +63,21 @@ class Bench:
             some = min(commit_each, count - first)
             with self.engine.begin() as connection:
                 connection.execute(insert(self.model), [{"body": BODY}] * some)
+
+    @contextmanager
+    def burst(self, count: int) -> Iterator[None]:
+        """Let another process enqueue so many in one transaction, at once."""
+        context = multiprocessing.get_context("spawn")
+        producer = context.Process(target=_burst, args=(self.url, self.suffix, count))
+        producer.start()
+        yield
+        producer.join()
+
+
+def _burst(url: URL, suffix: str, count: int) -> None:
+    model, _ = make_models(suffix)
+    with create_engine(url).begin() as connection:
+        connection.execute(insert(model), [{"body": BODY}] * count)
 
 
 @contextmanager
@@ -79,7 +94,7 @@ def bench(url: str | URL, *, bind: str | URL | None = None, **options: Any) -> I
     try:
         _wait_until_known(engine, model)
         bound = url if bind is None else make_url(bind)
-        yield Bench(url, suffix, model, effect, engine, bound, options)
+        yield Bench(url, suffix, model, effect, engine, bound)
     finally:
         model.metadata.drop_all(engine)
         engine.dispose()

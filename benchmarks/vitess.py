@@ -39,6 +39,12 @@ def measure(cluster: Cluster) -> Iterator[Figure]:
         partial(on_a_new_queue, raw_enqueue, count),
         goal=Goal(0.9),
     )
+    yield compare(
+        "enqueue by the ORM, a transaction each",
+        partial(on_a_new_queue, work.enqueue_each, count),
+        "the ORM, a model that is no queue",
+        partial(on_a_new_queue, work.insert_each, count),
+    )
     for batch, count in ((10, 4_000), (100, 10_000), (1000, 10_000)):
         options = {"batch_size": batch, "cache_size": 20_000}
         some = scaled(count)
@@ -127,8 +133,7 @@ def raw_enqueue(queue: Bench, count: int) -> float:
 
 
 def raw_receive(queue: Bench, count: int) -> float:
-    with raw.mysql_stream(queue.url, queue.table) as cursor:
-        queue.enqueue(count, commit_each=count)
+    with raw.mysql_stream(queue.url, queue.table) as cursor, queue.burst(count):
         cursor.fetchone()
         started = time.perf_counter()
         for _ in range(count - 1):
@@ -138,9 +143,8 @@ def raw_receive(queue: Bench, count: int) -> float:
 
 def raw_receive_grpc(queue: Bench, count: int, address: str) -> float:
     keyspace = str(queue.url.database)
-    with raw.grpc_stream(address, queue.table, keyspace) as responses:
+    with raw.grpc_stream(address, queue.table, keyspace) as responses, queue.burst(count):
         next(responses)
-        queue.enqueue(count, commit_each=count)
         received = first = len(next(responses))
         started = time.perf_counter()
         while received < count:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy.orm import Session
+from sqlalchemy import Column, Table
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from benchmarks.tables import BODY, Bench
 from sqla_vitess_messages import Subscriber
+from sqla_vitess_messages.enqueue import random_id
 
 
 def per_second(count: int, since: float) -> float:
@@ -32,13 +34,37 @@ def enqueue_each(queue: Bench, count: int) -> float:
     return per_second(count, started)
 
 
+def insert_each(queue: Bench, count: int) -> float:
+    """The same rows by a model that knows nothing of queues."""
+
+    class Plain(DeclarativeBase):
+        pass
+
+    table = queue.model.__table__
+    columns = [
+        Column(column.name, column.type, primary_key=column.primary_key, autoincrement=False)
+        for column in table.columns
+    ]
+    plain = type("Row", (Plain,), {"__table__": Table(table.name, Plain.metadata, *columns)})
+    started = time.perf_counter()
+    for _ in range(count):
+        now = time.time_ns()
+        with Session(queue.engine) as session, session.begin():
+            session.add(
+                plain(id=random_id(), time_scheduled=now, time_next=now, time_created=now,
+                      epoch=0, priority=50, body=BODY)
+            )  # fmt: skip
+    return per_second(count, started)
+
+
 def receive_burst(queue: Bench, count: int, **options: Any) -> float:
     """Messages that come while a stream idles: from the first to the last one received."""
-    with Subscriber(queue.model, queue.bind, max_concurrency=count, **options) as subscriber:
-        time.sleep(1.5)
-        queue.enqueue(count, commit_each=count)
-        received = len(subscriber.get_many(count, 30))
-        first, started = received, time.perf_counter()
+    with (
+        Subscriber(queue.model, queue.bind, max_concurrency=count, **options) as subscriber,
+        queue.burst(count),
+    ):
+        received = first = len(subscriber.get_many(count, 30))
+        started = time.perf_counter()
         while received < count:
             received += len(subscriber.get_many(count, 30))
         return per_second(count - first, started)
