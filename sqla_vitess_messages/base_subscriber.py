@@ -57,7 +57,9 @@ class BaseSubscriber(Generic[M]):
         self._max_attempts = max_attempts
         self._shards = shards
         self._on_event = on_event
-        self._holdings: Holdings[M] = Holdings(self._queue, max_concurrency)
+        self._holdings: Holdings[M] = Holdings(
+            self._queue, max_concurrency, told=on_event is not None
+        )
         self._error: BaseException | None = None
         self._disconnected = False
 
@@ -68,8 +70,14 @@ class BaseSubscriber(Generic[M]):
     def _closed(self) -> SubscriberClosed:
         return SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
 
-    def _is_worn(self, message: M) -> bool:
-        return self._max_attempts is not None and message.epoch >= self._max_attempts
+    def _take_worn(self, messages: list[M]) -> list[M]:
+        """Take out what has run out of attempts, and return it."""
+        if self._max_attempts is None:
+            return []
+        worn = [message for message in messages if message.epoch >= self._max_attempts]
+        if worn:
+            messages[:] = [message for message in messages if message not in worn]
+        return worn
 
     def _let_die(self, worn: Sequence[M], engine: Engine) -> list[Event]:
         """Let messages die that have run out of attempts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 from .events import Dead, Delivered, Event, LeaseExpired, Settled
@@ -27,10 +27,12 @@ class Holdings(Generic[M]):
 
     :param queue: the table's name, for events.
     :param limit: how many messages may be leased at a time.
+    :param told: whether anybody listens to the events.
     """
 
-    def __init__(self, queue: str, limit: int) -> None:
+    def __init__(self, queue: str, limit: int, *, told: bool) -> None:
         self._queue = queue
+        self._told = told
         self._limit = limit
         self._waiting: deque[M] = deque()
         self._stale: list[M] = []
@@ -39,9 +41,9 @@ class Holdings(Generic[M]):
         self._next_expiry = math.inf
         self._events: list[Event] = []
 
-    def receive(self, message: M) -> None:
-        """Let a leased message wait for somebody who takes it."""
-        self._waiting.append(message)
+    def receive(self, messages: Iterable[M]) -> None:
+        """Let leased messages wait for somebody who takes them."""
+        self._waiting.extend(messages)
 
     def take(self, n: int) -> list[M]:
         """Hand out up to ``n`` messages whose lease still runs."""
@@ -52,7 +54,8 @@ class Holdings(Generic[M]):
             lease = _lease(message)
             self._held.add(lease)
             self._next_expiry = min(self._next_expiry, lease.deadline)
-            self._events.append(Delivered(self._queue, message.id, message.epoch))
+            if self._told:
+                self._events.append(Delivered(self._queue, message.id, message.epoch))
             taken.append(message)
         return taken
 
@@ -66,8 +69,9 @@ class Holdings(Generic[M]):
             settled = [lease for lease in self._settling if lease.settled]
             self._held.difference_update(settled)
             self._settling = [lease for lease in self._settling if lease.settling]
-            for lease in settled:
-                self._note_settled(lease)
+            if self._told:
+                for lease in settled:
+                    self._note_settled(lease)
         now = time.monotonic()
         if now >= self._next_expiry:
             expired = [lease for lease in self._held if lease.expired]

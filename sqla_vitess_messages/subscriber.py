@@ -351,13 +351,11 @@ class Subscriber(BaseSubscriber[M]):
             self._wake.clear()
             transport.pause = 0.0
         worn: list[M] = []
-        for message in transport.look(room):
-            if self._is_worn(message):
-                worn.append(message)
-                continue
+        for messages in transport.look(room):
+            worn += self._take_worn(messages)
             with self._changed:
-                self._holdings.receive(message)
-                self._changed.notify()
+                self._holdings.receive(messages)
+                self._changed.notify(len(messages))
         if worn:
             self._report(*self._let_die(worn, engine))
         if self._disconnected:

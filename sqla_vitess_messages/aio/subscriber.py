@@ -367,12 +367,10 @@ class AsyncSubscriber(BaseSubscriber[M]):
         transport.give_back([*surplus, *transport.stop()])
 
     def _look(self, transport: Transport[M], room: int, worn: list[M]) -> None:
-        for message in transport.look(room):
-            if self._is_worn(message):
-                worn.append(message)
-            else:
-                self._holdings.receive(message)
-                self._changes.tell()
+        for messages in transport.look(room):
+            worn += self._take_worn(messages)
+            self._holdings.receive(messages)
+            self._changes.tell()
 
     async def _wait_for_work(self) -> tuple[int, list[M]]:
         """Wait until it pays to receive, and return the room there is and what to give back."""

@@ -38,8 +38,8 @@ class Transport(Protocol[M]):
     pause: float
     """Seconds to wait before the next look. Set it to 0 when there is something."""
 
-    def look(self, limit: int) -> Iterator[M]:
-        """Yield leased messages, those that there are.
+    def look(self, limit: int) -> Iterator[list[M]]:
+        """Yield leased messages, those that there are, some at a time.
 
         :param limit: how many the subscriber has room for. A stream yields more where the server
             sends more; what isn't wanted is to be given back.

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -23,7 +24,7 @@ from .pull import PullTransport
 from .streaming import CONFIRM_WITHIN, Streaming
 
 if TYPE_CHECKING:
-    from ..vtgate_grpc.dbapi import Connection
+    from ..vtgate_grpc import dbapi
 
 __all__ = ["AsyncGrpcTransport", "GrpcTransport"]
 
@@ -35,7 +36,7 @@ class _Call:
     """One call of vtgate, from its beginning to its end."""
 
     def __init__(self) -> None:
-        self.connection: Connection | None = None
+        self.connection: dbapi.Connection | None = None
         self.is_cancelled = False
 
     def cancel(self) -> None:
@@ -65,18 +66,33 @@ class _GrpcStreaming(Streaming[M]):
         self._grpc = grpc
         self._call = _Call()
 
-    def _read(self, call: _Call) -> None:
+    def _read_call(self, call: _Call) -> None:
         """Read until the call is cancelled, or fails."""
         try:
             with self._grpc.connect() as connection:
-                call.connection = cast("Connection", connection.connection.dbapi_connection)
+                call.connection = cast("dbapi.Connection", connection.connection.dbapi_connection)
                 if not call.is_cancelled:
-                    self._read_rows(connection)
+                    self._read_responses(connection, call.connection)
             if not call.is_cancelled:
                 raise OSError("the server has ended the stream")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001  # Raised again by look().
             if not call.is_cancelled:
-                self._arrive(error)
+                self._fail(error)
+
+    def _read_responses(self, connection: Connection, driver: dbapi.Connection) -> None:
+        """Hand over together what came together: whenever the driver is about to wait."""
+        session = Session(connection, autoflush=False)
+        messages: list[M] = []
+
+        def hand_over() -> None:
+            if messages:
+                self._arrive(messages.copy())
+                messages.clear()
+
+        driver.before_waiting = hand_over
+        for message in self._read(session):
+            session.expunge(message)
+            messages.append(message)
 
     def close(self) -> None:
         super().close()
@@ -90,7 +106,7 @@ class GrpcTransport(_GrpcStreaming[M]):
 
     def _begin(self) -> None:
         self._call = _Call()
-        self._reader = threading.Thread(target=self._read, args=(self._call,), daemon=True)
+        self._reader = threading.Thread(target=self._read_call, args=(self._call,), daemon=True)
         self._reader.start()
 
     def _end(self) -> None:
@@ -108,7 +124,7 @@ class AsyncGrpcTransport(_GrpcStreaming[M]):
     def _begin(self) -> None:
         self._call = _Call()
         self._loop = asyncio.get_running_loop()
-        self._reader = self._loop.create_task(greenlet_spawn(self._read, self._call))
+        self._reader = self._loop.create_task(greenlet_spawn(self._read_call, self._call))
 
     def _end(self) -> None:
         self._call.cancel()

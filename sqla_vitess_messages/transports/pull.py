@@ -64,11 +64,11 @@ class PullTransport(Leasing[M]):
         self.pause = 0.0
         self._interrupted = False
 
-    def look(self, limit: int) -> Iterator[M]:
+    def look(self, limit: int) -> Iterator[list[M]]:
         taken = 0
-        for message in self.take(limit, at_once=self.pause == 0):
-            taken += 1
-            yield message
+        for messages in self.take(limit, at_once=self.pause == 0):
+            taken += len(messages)
+            yield messages
         if taken:
             self.pause = 0.0
         else:
@@ -76,8 +76,8 @@ class PullTransport(Leasing[M]):
         if not self._vitess and time.monotonic() >= self._next_purge:
             self._purge()
 
-    def take(self, limit: int, *, due_for: float = 0, at_once: bool = True) -> Iterator[M]:
-        """Lease up to ``limit`` messages.
+    def take(self, limit: int, *, due_for: float = 0, at_once: bool = True) -> Iterator[list[M]]:
+        """Lease up to ``limit`` messages; yield those of one shard after the other's.
 
         :param due_for: seconds that they must have been due.
         :param at_once: False: look first whether something is due, without locking anything.
@@ -88,9 +88,9 @@ class PullTransport(Leasing[M]):
                 if taken == limit or self._interrupted:
                     break
                 if at_once or puller.something_is_due():
-                    for message in puller.take(limit - taken, due_for=due_for):
-                        taken += 1
-                        yield message
+                    messages = puller.take(limit - taken, due_for=due_for)
+                    taken += len(messages)
+                    yield messages
         except DBAPIError:
             self._pullers_until = 0.0  # The shards may have changed.
             raise

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from ..events import Event
 from ..wakeups import Wakeable
@@ -77,12 +78,12 @@ class StreamTransport(Streaming[M]):
         seconds = first_segment
         try:
             while not self._stopping.is_set():
-                self._read(seconds)
+                self._read_segment(seconds)
                 seconds = SEGMENT
         except Exception as error:  # noqa: BLE001  # Raised again by look().
-            self._arrive(error)
+            self._fail(error)
 
-    def _read(self, seconds: float) -> None:
+    def _read_segment(self, seconds: float) -> None:
         """Read one segment of the stream, to its end."""
         started = time.monotonic()
         try:
@@ -90,7 +91,10 @@ class StreamTransport(Streaming[M]):
                 connection = connection.execution_options(isolation_level="AUTOCOMMIT")  # noqa: PLW2901
                 try:
                     connection.execute(text("SET workload='olap'"))
-                    self._read_rows(connection, seconds)
+                    session = Session(connection, autoflush=False)
+                    for message in self._read(session, seconds):
+                        session.expunge(message)
+                        self._arrive([message])
                 finally:
                     # The next user of the connection wants the OLTP workload.
                     connection.invalidate()

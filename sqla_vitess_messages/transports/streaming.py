@@ -11,9 +11,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Engine, Table, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ClauseElement
@@ -99,49 +100,49 @@ class Streaming(Leasing[M]):
         self._options: QueueOptions = self._table.info[OPTIONS_KEY]
         columns = self._table.c
         self._looking = select(columns.id, columns.epoch).where(*are_in_batch(self._table))
-        self._arrived: deque[M | Exception] = deque()
+        self._arrived: deque[list[M] | Exception] = deque()
         self._reading = False
         self._streamed = 0
         self._missed = 0
         self._next_look = 0.0
         self.pause = 0.0
 
-    def look(self, limit: int) -> Iterator[M]:
+    def look(self, limit: int) -> Iterator[list[M]]:
         """Yield a backlog first, then what has arrived, and now and then what is overlooked."""
         taken = 0
         if not self._reading:
-            for message in self._pull.take(limit):
-                taken += 1
-                yield message
+            for messages in self._pull.take(limit):
+                taken += len(messages)
+                yield messages
             if taken >= min(limit, LARGEST_PULL):
                 self.pause = 0.0
                 return
             self._begin()
             self._reading = True
             self._next_look = time.monotonic() + LOOK_AFTER
-        for message in self._take_arrived():
-            taken += 1
-            self._streamed += 1
-            yield message
+        for messages in self._take_arrived():
+            taken += len(messages)
+            self._streamed += len(messages)
+            yield messages
         if time.monotonic() >= self._next_look:
             yield from self._look_for_overlooked(limit - taken)
         self.pause = max(self._next_look - time.monotonic(), 0.0)
 
-    def _take_arrived(self) -> Iterator[M]:
+    def _take_arrived(self) -> Iterator[list[M]]:
         while self._arrived:
             arrived = self._arrived.popleft()
             if isinstance(arrived, Exception):
-                yield from self.stop()
+                yield self.stop()
                 raise arrived
             yield arrived
 
-    def _look_for_overlooked(self, room: int) -> Iterator[M]:
+    def _look_for_overlooked(self, room: int) -> Iterator[list[M]]:
         overlooked = 0
         silent = self._missed >= SILENT_AFTER
         if room > 0:
-            for message in self._pull.take(room, due_for=0 if silent else OVERLOOKED_AFTER):
-                overlooked += 1
-                yield message
+            for messages in self._pull.take(room, due_for=0 if silent else OVERLOOKED_AFTER):
+                overlooked += len(messages)
+                yield messages
         self._watch(self._streamed, overlooked)
         self._streamed = 0
         silent = self._missed >= SILENT_AFTER
@@ -172,36 +173,40 @@ class Streaming(Leasing[M]):
             self._end()
         self._reading = False
         self.pause = 0.0
-        arrived = [item for item in self._arrived if not isinstance(item, Exception)]
+        arrived = [some for some in self._arrived if not isinstance(some, Exception)]
         self._arrived.clear()
-        return arrived
+        return list(chain.from_iterable(arrived))
 
     def _begin(self) -> None:
-        """Start to read, and have :meth:`_arrive` called."""
+        """Start to read, and have :meth:`_arrive` or :meth:`_fail` called."""
         raise NotImplementedError
 
     def _end(self) -> None:
         """Leave the stream, when all that was read has arrived."""
         raise NotImplementedError
 
-    def _arrive(self, item: M | Exception) -> None:
-        self._arrived.append(item)
+    def _arrive(self, messages: list[M]) -> None:
+        """Hand over what was read just now."""
+        stale = time.monotonic() + self._options.ack_wait
+        for message in messages:
+            ends = stale + longest_backoff(message.epoch, self._options)
+            attach(message, Lease(message.epoch, stale, ends, confirm=self.confirm))
+        self._arrived.append(messages)
         self._wake.set()
 
-    def _read_rows(self, connection: Connection, seconds: float | None = None) -> None:
-        """Read the stream to its end.
+    def _fail(self, error: Exception) -> None:
+        """Let the next look raise an error."""
+        self._arrived.append(error)
+        self._wake.set()
+
+    def _read(self, session: Session, seconds: float | None = None) -> Iterator[M]:
+        """Yield what the stream brings, as the session's instances.
 
         :param seconds: after which the server ends it; None for never.
         """
-        options = {"stream_results": True, "yield_per": 1}  # A driver waits for all of more.
-        session = Session(connection, autoflush=False)
-        messages = session.scalars(self._streaming(seconds), execution_options=options)
-        for message in messages:
-            session.expunge(message)
-            stale = time.monotonic() + self._options.ack_wait
-            ends = stale + longest_backoff(message.epoch, self._options)
-            attach(message, Lease(message.epoch, stale, ends, confirm=self.confirm))
-            self._arrive(message)
+        # More rows at a time, and a driver would wait until it has all of them.
+        options = {"stream_results": True, "yield_per": 1}
+        yield from session.scalars(self._streaming(seconds), execution_options=options)
 
     def _streaming(self, seconds: float | None) -> Any:
         names = self._options.message_cols

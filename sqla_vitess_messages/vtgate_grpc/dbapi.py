@@ -7,7 +7,7 @@ comes back with the answer: vtgate keeps none, and doesn't see that a client is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -108,6 +108,8 @@ class Connection:
         self._streams: set[Stream] = set()
         self._closed = False
         self.timeout = timeout
+        self.before_waiting: Callable[[], None] = _do_nothing
+        """Called when a stream's rows are used up, before waiting for more."""
 
     def cursor(self) -> Cursor:
         return Cursor(self)
@@ -187,7 +189,11 @@ class Connection:
         stream = self._rpc.stream(request)
         self._streams.add(stream)
         try:
-            while (response := stream.read()) is not None:
+            while True:
+                self.before_waiting()
+                response = stream.read()
+                if response is None:
+                    return
                 yield response.result
         except grpc.RpcError as error:
             raise _lost(error) from error
@@ -264,6 +270,10 @@ class Cursor:
                 (field.name, field.type, None, None, None, None, None) for field in part.fields
             ]
         self._rows, self._position = decode(part.rows, self._converters), 0
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _lost(error: grpc.RpcError) -> Error:
