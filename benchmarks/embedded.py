@@ -67,6 +67,12 @@ def measure_sqlite(folder: Path) -> Iterator[Figure]:
         partial(ours, raw_handle_each, scaled(5_000)),
         goal=Goal(0.3),
     )
+    yield compare(
+        "SQLite: the same with a Connection, not a Session",
+        partial(ours, work.handle_each_by_core, scaled(5_000)),
+        "sqlite3, leasing 50",
+        partial(ours, raw_handle_each, scaled(5_000)),
+    )
 
 
 def measure_mysql(url: str) -> Iterator[Figure]:

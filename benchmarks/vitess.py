@@ -88,6 +88,12 @@ def measure(cluster: Cluster) -> Iterator[Figure]:
         goal=Goal(0.85),
     )
     yield compare(
+        "the same with a Connection, not a Session",
+        partial(on_a_new_queue, work.handle_each_by_core, count),
+        "the same statements by PyMySQL",
+        partial(on_a_new_queue, raw_handle_each, count),
+    )
+    yield compare(
         "receive and ack in groups",
         partial(on_a_new_queue, work.drain, scaled(20_000)),
         "PyMySQL stream, an UPDATE for each",

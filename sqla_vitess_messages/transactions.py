@@ -43,16 +43,11 @@ class Commit:
 class _Pending:
     """What is to run when one connection commits."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self) -> None:
         self._calls: list[tuple[Callable[[Any, Commit], None], Any]] = []
         self._savepoints: list[int] = []
         # Weak, because a commit holds the connection, which holds what is pending.
         self._commit: Callable[[], Commit | None] = lambda: None
-        event.listen(connection, "commit", self._on_commit)
-        event.listen(connection, "rollback", self._on_rollback)
-        event.listen(connection, "savepoint", self._on_savepoint)
-        event.listen(connection, "release_savepoint", self._on_release_savepoint)
-        event.listen(connection, "rollback_savepoint", self._on_rollback_savepoint)
 
     def add(self, call: Callable[[A, Commit], None], argument: A) -> None:
         self._calls.append((call, argument))
@@ -62,7 +57,7 @@ class _Pending:
         if commit is not None:
             commit.fail()
 
-    def _on_commit(self, connection: Connection) -> None:
+    def commit(self, connection: Connection) -> None:
         calls, self._calls = self._calls, []
         self._savepoints.clear()
         if calls:
@@ -71,17 +66,17 @@ class _Pending:
             for call, argument in calls:
                 call(argument, commit)
 
-    def _on_rollback(self, _connection: Connection) -> None:
+    def roll_back(self) -> None:
         self._calls.clear()
         self._savepoints.clear()
 
-    def _on_savepoint(self, _connection: Connection, _name: None) -> None:
+    def begin_savepoint(self) -> None:
         self._savepoints.append(len(self._calls))
 
-    def _on_release_savepoint(self, *_event: object) -> None:
+    def release_savepoint(self) -> None:
         self._end_savepoint()
 
-    def _on_rollback_savepoint(self, *_event: object) -> None:
+    def roll_back_savepoint(self) -> None:
         del self._calls[self._end_savepoint() :]
 
     def _end_savepoint(self) -> int:
@@ -99,8 +94,41 @@ def on_commit(connection: Connection, call: Callable[[A, Commit], None], argumen
     """Call ``call(argument, commit)`` when the connection's present transaction commits."""
     pending = _pending.get(connection)
     if pending is None:
-        pending = _pending[connection] = _Pending(connection)
+        pending = _pending[connection] = _Pending()
     pending.add(call, argument)
+
+
+# On the class, once: to listen on each connection takes longer than its transaction's statements.
+
+
+@event.listens_for(Engine, "commit")
+def _on_commit(connection: Connection) -> None:
+    if (pending := _pending.get(connection)) is not None:
+        pending.commit(connection)
+
+
+@event.listens_for(Engine, "rollback")
+def _on_rollback(connection: Connection) -> None:
+    if (pending := _pending.get(connection)) is not None:
+        pending.roll_back()
+
+
+@event.listens_for(Engine, "savepoint")
+def _on_savepoint(connection: Connection, _name: str) -> None:
+    if (pending := _pending.get(connection)) is not None:
+        pending.begin_savepoint()
+
+
+@event.listens_for(Engine, "release_savepoint")
+def _on_release_savepoint(connection: Connection, *_event: object) -> None:
+    if (pending := _pending.get(connection)) is not None:
+        pending.release_savepoint()
+
+
+@event.listens_for(Engine, "rollback_savepoint")
+def _on_rollback_savepoint(connection: Connection, *_event: object) -> None:
+    if (pending := _pending.get(connection)) is not None:
+        pending.roll_back_savepoint()
 
 
 @event.listens_for(Engine, "handle_error")

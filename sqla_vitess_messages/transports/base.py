@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-import pymysql
 from sqlalchemy import Engine, Select, bindparam, event, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import lazyload, undefer
@@ -134,7 +133,7 @@ def bound_reads(engine: Engine, seconds: float) -> None:
     """
 
     def set_timeout(dbapi_connection: Any, _record: object) -> None:
-        if isinstance(dbapi_connection, pymysql.Connection):
+        if engine.dialect.driver == "pymysql":
             dbapi_connection._read_timeout = seconds
         elif engine.dialect.driver == GRPC:
             dbapi_connection.timeout = seconds

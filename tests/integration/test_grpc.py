@@ -182,7 +182,7 @@ def test_errors_are_those_of_pymysql(grpc_engine: Engine, queue: type[Any]) -> N
     with pytest.raises(OperationalError, match=r"\(2013, 'lost vtgate \(UNAVAILABLE\)"):
         nobody.connect()
     hasty = create_engine(f"{grpc_url()}?timeout=0.2")
-    with hasty.connect() as connection, pytest.raises(OperationalError, match="(?i)deadline.exc"):
+    with hasty.connect() as connection, pytest.raises(OperationalError, match=r"(?i)deadline.exc"):
         connection.execute(text("SELECT SLEEP(5)"))
     with pytest.raises(Exception, match="complex: no value that MySQL has a type for"):
         grpc_engine.connect().execute(text("SELECT :a"), {"a": 1j})
