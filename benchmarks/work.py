@@ -58,16 +58,19 @@ def insert_each(queue: Bench, count: int) -> float:
 
 
 def receive_burst(queue: Bench, count: int, **options: Any) -> float:
-    """Messages that come while a stream idles: from the first to the last one received."""
+    """Messages that come while a stream idles: from the first one to 99 of 100.
+
+    A stream loses some on their way, which come again after their lease.
+    """
     with (
         Subscriber(queue.model, queue.bind, max_concurrency=count, **options) as subscriber,
         queue.burst(count),
     ):
         received = first = len(subscriber.get_many(count, 30))
         started = time.perf_counter()
-        while received < count:
+        while received < count * 0.99:
             received += len(subscriber.get_many(count, 30))
-        return per_second(count - first, started)
+        return per_second(received - first, started)
 
 
 def drain(queue: Bench, count: int, **options: Any) -> float:
