@@ -157,13 +157,21 @@ def test_a_column_is_added_under_a_running_stream(project: Project) -> None:
         with Session(project.engine) as session, session.begin():
             session.add(models.Welcome(user_id=1, address=address))
 
+    def receive(address: str) -> None:
+        # On a busy machine a message can be pulled as overlooked and streamed as well.
+        while (message := subscriber.get(20)).address != address:
+            assert message.address in received
+        subscriber.ack(message).result(20)
+        received.add(address)
+
+    received: set[str] = set()
     with Subscriber(models.Welcome, url, transport="stream") as subscriber:
         send("before")
-        assert subscriber.get(20).address == "before"
+        receive("before")
         project.alembic("upgrade", "head")
         for number in range(20):
             send(str(number))
-            assert subscriber.get(20).address == str(number)
+            receive(str(number))
 
 
 @pytest.mark.parametrize("project", ["vtgate"], indirect=True)
