@@ -33,6 +33,16 @@ MAX_ID = 2**63 - 1
 PRIORITIES = range(-128, 128)
 """What a TINYINT holds."""
 
+LIMITS = {
+    "id": range(1, MAX_ID + 1),
+    "priority": PRIORITIES,
+    "epoch": range(MAX_ID),
+    "time_scheduled": range(MAX_ID + 1),
+    "time_created": range(MAX_ID + 1),
+    "time_next": range(MAX_ID + 1),
+}
+"""What a message may have when it is enqueued."""
+
 ENQUEUE_ARGUMENTS = ("deliver_at", "deliver_in", "id", "priority")
 """Taken by the constructor of every message."""
 
@@ -78,11 +88,10 @@ def fill(message: MessageQueueMixin) -> None:
 
 def check(message: MessageQueueMixin) -> None:
     """Refuse values that the table can't hold, or that Vitess would never deliver."""
-    limits = {"id": range(1, MAX_ID + 1), "priority": PRIORITIES, "epoch": range(MAX_ID)}
-    limits |= dict.fromkeys(("time_scheduled", "time_created", "time_next"), range(MAX_ID + 1))
-    for name, allowed in limits.items():
-        value = message.__dict__.get(name)
-        if value is None:
+    have = message.__dict__
+    for name, allowed in LIMITS.items():
+        value = have.get(name)
+        if value is None or (type(value) is int and value in allowed):
             continue
         where = f"{type(message).__name__}.{name}={value!r}"
         if isinstance(value, bool) or not isinstance(value, int):
@@ -90,7 +99,7 @@ def check(message: MessageQueueMixin) -> None:
         if value not in allowed:
             raise InvalidArgument(f"{where}: expected from {allowed[0]} to {allowed[-1]}")
     _check_shard(message)
-    if message.__dict__.get("time_acked") is not None:
+    if have.get("time_acked") is not None:
         raise InvalidArgument(
             f"{type(message).__name__}.time_acked={message.time_acked!r}: a message that is acked "
             "when it is enqueued is never delivered; leave it out"
