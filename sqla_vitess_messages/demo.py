@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from typing import Any
 
 from rich.console import Console
@@ -95,10 +96,10 @@ def run(url: str, messages: int, transport: TransportName = "auto") -> bool:
     job = _Job(url, transport, messages, secrets.token_hex(4))
     tables = _Tables(job.suffix)
     engine = _engine(url)
-    started = time.monotonic()
     try:
         tables.metadata.create_all(engine)
         with _processes(job) as (producer, consumers):
+            started = time.monotonic()
             _watch(console, engine, tables, job, producer, consumers)
         return _report(console, engine, tables, job, time.monotonic() - started)
     finally:
@@ -137,14 +138,18 @@ def _enqueue(job: _Job) -> None:
                 committed += 1
 
 
-def _settle(job: _Job) -> None:
-    """Pay the orders until told to end."""
+def _settle(job: _Job, receiving: Event) -> None:
+    """Pay the orders until killed.
+
+    :param receiving: set when the first may come.
+    """
     logging.disable(logging.WARNING)  # The refused orders: the table of counts has them.
     tables = _Tables(job.suffix)
     engine = _engine(job.url)
     with Subscriber(
         tables.message, job.url, max_concurrency=50, transport=job.transport
     ) as subscriber:
+        receiving.set()
         for message in subscriber:
             latency = clock.now() - message.time_created
             try:
@@ -167,20 +172,26 @@ def _settle(job: _Job) -> None:
 
 @contextmanager
 def _processes(job: _Job) -> Iterator[tuple[BaseProcess, list[BaseProcess]]]:
+    """Start everybody, the producer when both consumers receive."""
     context = multiprocessing.get_context("spawn")
     producer = context.Process(target=_enqueue, args=(job,), daemon=True)
+    receiving = [context.Event() for _ in range(2)]
     consumers: list[BaseProcess] = [
-        context.Process(target=_settle, args=(job,), daemon=True) for _ in range(2)
+        context.Process(target=_settle, args=(job, event), daemon=True) for event in receiving
     ]
-    everyone = [*consumers, producer]
     try:
-        for process in everyone:
-            process.start()
+        for consumer in consumers:
+            consumer.start()
+        for consumer, event in zip(consumers, receiving, strict=True):
+            while consumer.is_alive() and not event.wait(LOOKED_EACH):
+                pass
+        producer.start()
         yield producer, consumers
     finally:
-        for process in everyone:
-            process.kill()
-            process.join()
+        for process in (*consumers, producer):
+            if process.pid is not None:
+                process.kill()
+                process.join()
 
 
 def _watch(
@@ -192,6 +203,7 @@ def _watch(
     consumers: list[BaseProcess],
 ) -> None:
     """Show the progress, kill a consumer at a quarter, and return when all is settled."""
+    victim, survivor = consumers
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     last_change, settled = time.monotonic(), 0
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -201,13 +213,13 @@ def _watch(
             counts = _counts(engine, tables)
             before, settled = settled, counts["acked"] + counts["dead"]
             progress.update(task, completed=settled)
-            if settled >= job.messages // 4 and consumers[0].is_alive():
-                consumers[0].kill()
-                consumers[0].join()
+            if settled >= job.messages // 4 and victim.is_alive():
+                victim.kill()
+                victim.join()
                 progress.console.print("one of the two receiving processes was killed")
             now = time.monotonic()
             last_change = now if settled > before or producer.is_alive() else last_change
-            if now - last_change > STUCK_AFTER or not consumers[1].is_alive():
+            if now - last_change > STUCK_AFTER or not survivor.is_alive():
                 progress.console.print("nothing moves any more: giving up", style="red")
                 return
 
