@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test soak bench lint format proto clean
+.PHONY: demo test soak bench docs lint format proto clean
 
 demo: $(VENV)/.cli
 	$(BIN)/sqla-vitess-messages demo
@@ -18,6 +18,9 @@ soak: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	QUICK=$(QUICK) $(BIN)/python -m benchmarks
+
+docs: $(VENV)/.dev
+	$(BIN)/sphinx-build -q -W -E -b html docs docs/_build/html
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
