@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import embedded, footprint, growth, latency, vitess
+from benchmarks import embedded, footprint, growth, latency, shard, vitess
 from benchmarks.figures import HEAD, QUICK, Figure
 from tools.vitess import Cluster, MySQL, install
 
@@ -34,6 +34,7 @@ def main() -> None:
     wanted = sys.argv[1:]
     parts: dict[str, Callable[[], Iterator[Figure]]] = {
         "vitess": lambda: vitess.measure(cluster),
+        "shard": lambda: shard.measure(cluster),
         "latency": lambda: latency.measure(cluster),
         "layouts": lambda: vitess.layouts(cluster),
         "sqlite": lambda: embedded.measure_sqlite(folder),

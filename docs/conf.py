@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 
-from sqlalchemy.exc import SAWarning
-
 import sqla_vitess_alembic  # noqa: F401  # Gives Alembic its operations, which are documented.
+from sqlalchemy.exc import SAWarning
 
 warnings.filterwarnings("ignore", "Unmanaged access of declarative attribute", SAWarning)
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import clock
 from .ddl import queue_table
+from .deadlocks import despite_deadlocks
 from .errors import InvalidArgument, InvalidArgumentType, LeaseLost, SubscriberClosed
 from .events import Dead, Event
 from .holdings import Holdings
@@ -82,9 +83,13 @@ class BaseSubscriber(Generic[M]):
     def _let_die(self, worn: Sequence[M], engine: Engine) -> list[Event]:
         """Let messages die that have run out of attempts."""
         reason = f"handed out {self._max_attempts} times and never settled"
-        try:
+
+        def fail() -> None:
             with engine.begin() as connection:
                 self.model.fail_all(connection, worn, reason)
+
+        try:
+            despite_deadlocks(fail)
         except LeaseLost:
             log.info("messages were handed out again meanwhile", extra={"queue": self._queue})
             return []

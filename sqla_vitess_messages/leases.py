@@ -30,6 +30,7 @@ from sqlalchemy.orm import Mapper, Session, class_mapper, scoped_session
 from . import clock
 from .backoff import backoff
 from .ddl import MYSQL, OPTIONS_KEY, queue_table
+from .deadlocks import despite_deadlocks
 from .enqueue import is_enqueued
 from .errors import AlreadySettled, InvalidArgument, InvalidArgumentType, LeaseLost
 from .events import Settlement
@@ -243,16 +244,10 @@ def extend_free(
     model: type[M], engine: Engine, messages: Sequence[M], seconds: float | timedelta
 ) -> list[M]:
     """Extend leases by transactions of their own; see :meth:`.Subscriber.extend`."""
-    table = queue_table(model)
-    looking = select(table.c.id).where(*are_in_batch(table)).with_for_update(skip_locked=True)
     lost: list[M] = []
     for chunk in chunks_by_shard(messages):
         try:
-            with engine.begin() as connection:
-                found = connection.scalars(looking, batch_parameters(table, chunk))
-                free = set(found)
-                some = [message for message in chunk if message.id in free]
-                extend(model, connection, some, seconds)
+            despite_deadlocks(partial(_extend_free, model, engine, chunk, seconds))
         except LeaseLost:
             if len(chunk) == 1:
                 lost += chunk
@@ -260,6 +255,17 @@ def extend_free(
                 for message in chunk:
                     lost += extend_free(model, engine, [message], seconds)
     return lost
+
+
+def _extend_free(
+    model: type[M], engine: Engine, messages: Sequence[M], seconds: float | timedelta
+) -> None:
+    table = queue_table(model)
+    looking = select(table.c.id).where(*are_in_batch(table)).with_for_update(skip_locked=True)
+    with engine.begin() as connection:
+        free = set(connection.scalars(looking, batch_parameters(table, messages)))
+        some = [message for message in messages if message.id in free]
+        extend(model, connection, some, seconds)
 
 
 def _postpone(

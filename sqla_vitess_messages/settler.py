@@ -11,12 +11,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from datetime import timedelta
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from . import leases
+from .deadlocks import despite_deadlocks
 from .errors import MessageQueueError, SubscriberClosed
 from .mixin import MessageQueueMixin
 
@@ -140,8 +142,7 @@ def settle_together(
     if not group:
         return
     try:
-        with engine.begin() as connection:
-            _settle(model, connection, group)
+        despite_deadlocks(partial(_settle, model, engine, group))
     except MessageQueueError as error:
         if len(group) == 1:
             group[0].fail(error)
@@ -156,17 +157,16 @@ def settle_together(
             item.succeed()
 
 
-def _settle(
-    model: type[MessageQueueMixin], connection: Connection, group: Sequence[Settlement]
-) -> None:
+def _settle(model: type[MessageQueueMixin], engine: Engine, group: Sequence[Settlement]) -> None:
     by_how: dict[How, list[MessageQueueMixin]] = defaultdict(list)
     for item in group:
         if item.message is not None:
             by_how[item.how].append(item.message)
-    for how, messages in by_how.items():
-        if how.kind == "ack":
-            leases.ack(model, connection, messages)
-        elif how.kind == "fail":
-            leases.fail(model, connection, messages, how.reason)
-        else:
-            leases.retry(model, connection, messages, how.delay)
+    with engine.begin() as connection:
+        for how, messages in by_how.items():
+            if how.kind == "ack":
+                leases.ack(model, connection, messages)
+            elif how.kind == "fail":
+                leases.fail(model, connection, messages, how.reason)
+            else:
+                leases.retry(model, connection, messages, how.delay)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from .base_subscriber import M
 from .base_worker import BaseWorker
+from .deadlocks import despite_deadlocks
 from .errors import (
     AlreadySettled,
     InvalidArgumentType,
@@ -232,7 +234,10 @@ class Worker(BaseWorker[M]):
             self._settle(message, self._judge(message, error))
 
     def _handle(self, messages: Sequence[M]) -> None:
-        """Run the handler and ack, in one transaction."""
+        """Run the handler and ack, in one transaction: again, if it met a deadlock."""
+        despite_deadlocks(partial(self._handle_once, messages))
+
+    def _handle_once(self, messages: Sequence[M]) -> None:
         assert self._heartbeat is not None
         try:
             with self._session_factory() as session, session.begin():

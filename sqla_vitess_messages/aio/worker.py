@@ -18,10 +18,12 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ..base_subscriber import M
 from ..base_worker import BaseWorker
+from ..deadlocks import ATTEMPTS, is_deadlock
 from ..errors import AlreadySettled, InvalidArgumentType, LeaseLost, SubscriberClosed
 from ..heartbeat import Watchlist
 from ..leases import lease_of
@@ -241,7 +243,17 @@ class AsyncWorker(BaseWorker[M]):
             await self._settle(message, self._judge(message, error))
 
     async def _handle(self, messages: Sequence[M]) -> None:
-        """Await the handler and ack, in one transaction."""
+        """Await the handler and ack, in one transaction: again, if it met a deadlock."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._handle_once(messages)
+            except DBAPIError as error:
+                if attempt == ATTEMPTS or not is_deadlock(error):
+                    raise
+            else:
+                return
+
+    async def _handle_once(self, messages: Sequence[M]) -> None:
         try:
             async with self._session_factory() as session, session.begin():
                 await self._handler(self._argument(messages), session)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import Engine, Select, bindparam, event, select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import lazyload, undefer
 
 from .. import clock
 from ..ddl import queue_table
+from ..deadlocks import despite_deadlocks
 from ..leases import are_in_batch, batch_parameters, chunks_by_shard, fence_of, update_by_id
 from ..mixin import MessageQueueMixin
 
-__all__ = ["Leasing", "Transport", "bound_reads", "copy_engine", "despite_deadlocks"]
+__all__ = ["Leasing", "Transport", "bound_reads", "copy_engine"]
 
 M = TypeVar("M", bound=MessageQueueMixin)
-T = TypeVar("T")
 
 GRPC = "grpc"
 """The driver in a URL such as ``vitess+grpc://host:15991/keyspace``."""
-
-DEADLOCK = 1213
-"""MySQL's number of the error."""
 
 
 class Transport(Protocol[M]):
@@ -103,20 +99,6 @@ class Leasing(Generic[M]):
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
-
-
-def despite_deadlocks(work: Callable[[], T]) -> T:
-    """Call what is one transaction, again if MySQL chose it to end a deadlock.
-
-    :raises sqlalchemy.exc.DBAPIError: when that happens again and again.
-    """
-    for _ in range(4):
-        try:
-            return work()
-        except DBAPIError as error:
-            if error.orig is None or error.orig.args[:1] != (DEADLOCK,):
-                raise
-    return work()
 
 
 def copy_engine(engine: Engine) -> Engine:

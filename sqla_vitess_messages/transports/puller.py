@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 from .. import clock
 from ..backoff import backoff, longest_backoff
 from ..ddl import MYSQL, OPTIONS_KEY
+from ..deadlocks import despite_deadlocks
 from ..enqueue import PRIORITIES
 from ..layouts import LAYOUTS
 from ..leases import Lease, attach, update_by_id
 from ..options import QueueOptions
-from .base import Leasing, M, despite_deadlocks
+from .base import Leasing, M
 
 __all__ = ["Puller"]
 

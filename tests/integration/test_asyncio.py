@@ -41,6 +41,7 @@ from sqla_vitess_messages import (
 from sqla_vitess_messages.aio import AsyncSubscriber, AsyncWorker
 from sqla_vitess_messages.enqueue import random_id
 from tests.backends import Backend, async_url, enqueue, eventually
+from tests.opponent import FIRST, SECOND, Opponent
 
 pytestmark = pytest.mark.parametrize(
     ("backend", "driver"),
@@ -296,6 +297,27 @@ def test_failing_handlers_are_rolled_back_and_judged(bench: Bench) -> None:
     bench.run(main)
     assert bench.effects() == Counter(["retry", "twice", "fine"])
     assert bench.reasons() == ["ConnectionError: down (attempt 3 of 3)", "no such user"]
+
+
+def test_a_deadlock_is_no_failed_attempt(bench: Bench) -> None:
+    if bench.engine.dialect.name == "sqlite":
+        return  # It has one writer at a time.
+    epochs: list[int] = []
+
+    async def lock_both(message: Any, session: AsyncSession) -> None:
+        epochs.append(message.epoch)
+        await session.execute(opponent.lock(FIRST))
+        opponent.want_first()
+        await session.execute(opponent.lock(SECOND))
+
+    async def main() -> None:
+        async with bench.working(lock_both, retry=RetryPolicy(max_attempts=1)):
+            await bench.settled(1)
+
+    bench.enqueue("again")
+    with Opponent(bench.engine, bench.Effect) as opponent:
+        bench.run(main)
+    assert epochs == [0, 0]
 
 
 def test_a_long_handler_keeps_its_lease(bench: Bench) -> None:

@@ -40,6 +40,7 @@ from sqlalchemy.pool import Pool
 
 from sqla_vitess_messages import QueueNotFound, QueueOptions, Subscriber, SubscriberClosed
 from sqla_vitess_messages.events import Delivered, Reconnected, Reconnecting, StreamSilent
+from sqla_vitess_messages.settler import Settler
 from sqla_vitess_messages.transports.factory import own_engine
 from sqla_vitess_messages.transports.puller import Puller
 from tests.backends import (
@@ -421,32 +422,46 @@ def test_an_error_that_sqlalchemy_does_not_wrap_ends_no_subscriber(
     eventually(lambda: [type(e) for e in events if not isinstance(e, Delivered)] == told)
 
 
+@pytest.mark.parametrize("work", ["give back", "ack"])
 @pytest.mark.parametrize(
     "backend",
     [backend for backend in BACKENDS if backend.name in ("mysql", "mariadb", "vitess")],
     indirect=True,
     ids=lambda backend: backend.name,
 )
-def test_giving_back_outlives_a_deadlock(engine: Engine, queue: type[Any]) -> None:
+def test_what_a_subscriber_writes_outlives_a_deadlock(
+    engine: Engine, queue: type[Any], work: str
+) -> None:
     enqueue(engine, *(queue() for _ in range(20)))
     leasing = own_engine(engine)
     puller: Puller[Any] = Puller(queue, leasing)
+    settler: Settler[Any] = Settler(queue, leasing)
     first, *others = sorted(puller.take(20), key=lambda message: message.id)
     last = others.pop()
     columns = queue.__table__.c
+
+    def write() -> None:
+        if work == "give back":
+            puller.give_back([first, last])
+        else:
+            settler.ack(first)
+            settler.ack(last).result(20)
+
     with engine.connect() as connection:
         # The one who wrote less is chosen to end the deadlock.
         ids = [message.id for message in others]
         connection.execute(update(queue).where(columns.id.in_(ids)).values(priority=1))
         lock = select(columns.id).with_for_update()
         connection.execute(lock.where(columns.id == last.id))
-        giving = threading.Thread(target=puller.give_back, args=([first, last],))
-        giving.start()
+        writing = threading.Thread(target=write)
+        writing.start()
         time.sleep(0.5)  # Until it has the first message, and waits for the last.
         connection.execute(lock.where(columns.id == first.id))
         connection.commit()
-    giving.join(20)
-    assert not giving.is_alive()
+    writing.join(20)
+    assert not writing.is_alive()
     with engine.connect() as connection:
-        assert queue.stats(connection).ready == 2
+        stats = queue.stats(connection)
+    assert (stats.ready, stats.acked) == ((2, 0) if work == "give back" else (0, 2))
+    settler.close()
     leasing.dispose()

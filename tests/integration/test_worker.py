@@ -26,6 +26,7 @@ from sqla_vitess_messages import (
 )
 from sqla_vitess_messages.enqueue import random_id
 from tests.backends import BACKENDS, STREAMS, Backend, enqueue, eventually, make_queue_class
+from tests.opponent import FIRST, SECOND, Opponent
 
 pytestmark = pytest.mark.parametrize(
     "backend",
@@ -136,6 +137,24 @@ def test_a_message_dies_with_its_reason_when_its_attempts_are_used_up(bench: Ben
     [reason] = bench.reasons()
     assert reason.startswith("ConnectionError: never xxx")
     assert len(reason) == 60  # As long as the column.
+
+
+def test_a_deadlock_is_no_failed_attempt(bench: Bench) -> None:
+    if bench.backend.server is None:
+        return  # SQLite has one writer at a time.
+    epochs: list[int] = []
+    with Opponent(bench.engine, bench.Effect) as opponent:
+
+        def lock_both(message: Any, session: Session) -> None:
+            epochs.append(message.epoch)
+            session.execute(opponent.lock(FIRST))
+            opponent.want_first()
+            session.execute(opponent.lock(SECOND))
+
+        bench.enqueue("again")
+        bench.worker(lock_both, concurrency=1, retry=RetryPolicy(max_attempts=1))
+        bench.settled(1)
+    assert epochs == [0, 0]
 
 
 def test_rules_discard_and_retry_decide(bench: Bench) -> None:
