@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sybil import Example, Sybil
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.sybil import SybilCollection
 
 from tests.servers import URLS, server_url
@@ -22,6 +23,7 @@ pytest_plugins = ["sqla_vitess_messages.pytest_plugin"]
 
 MIGRATIONS = "docs/how-to/migrate-with-alembic.md"
 SHARDING = "docs/how-to/shard-a-queue.md"
+GRPC = "docs/how-to/stream-over-grpc.md"
 
 
 @pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the groups.
@@ -41,14 +43,16 @@ def _enter_empty_folder(namespace: dict[str, Any]) -> None:
 def _leave_folder(namespace: dict[str, Any]) -> None:
     os.chdir(namespace["_before"])
     namespace["_folder"].cleanup()
-    os.environ.pop("DATABASE_URL", None)
+    for name in ("DATABASE_URL", "VTGATE_GRPC"):
+        os.environ.pop(name, None)
 
 
-def _enter_with_shards(namespace: dict[str, Any]) -> None:
+def _enter_with_vitess(namespace: dict[str, Any], server: str) -> None:
     _enter_empty_folder(namespace)
     if URLS not in os.environ:
         pytest.skip("the databases start with the tests alone")
-    os.environ["DATABASE_URL"] = server_url("sharded")
+    os.environ["DATABASE_URL"] = server_url(server)
+    os.environ["VTGATE_GRPC"] = server_url(f"{server} grpc")
 
 
 def _write_file(example: Example) -> None:
@@ -90,7 +94,7 @@ def _run_commands(lines: str) -> None:
 
 def _sybil(patterns: list[str], parsers: list[Any], **options: Any) -> Sybil:
     settings = {"setup": _enter_empty_folder, "teardown": _leave_folder, **options}
-    return Sybil(parsers=[*parsers, SkipParser()], patterns=patterns, **settings)
+    return Sybil(parsers=parsers, patterns=patterns, **settings)
 
 
 _documents = SybilCollection(
@@ -98,9 +102,16 @@ _documents = SybilCollection(
         _sybil(
             ["README.md", "docs/*.md", "docs/**/*.md"],
             [PythonCodeBlockParser()],
-            excludes=[MIGRATIONS, SHARDING],
+            excludes=[MIGRATIONS, SHARDING, GRPC],
         ),
-        _sybil([SHARDING], [PythonCodeBlockParser()], setup=_enter_with_shards),
+        *(
+            _sybil(
+                [path],
+                [PythonCodeBlockParser()],
+                setup=partial(_enter_with_vitess, server=server),
+            )
+            for path, server in ((SHARDING, "sharded"), (GRPC, "vtgate"))
+        ),
         _sybil(
             [MIGRATIONS],
             [CodeBlockParser("python", _write_file), CodeBlockParser("sh", _run_shell)],

@@ -7,7 +7,7 @@ default one INSERT at a time: 407 rows/s instead of 4,443 measured through vtgat
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import wraps
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine.default import DefaultExecutionContext
-from sqlalchemy.orm import InstanceState, Mapper, class_mapper
+from sqlalchemy.orm import EXT_CONTINUE, InstanceState, Mapper, class_mapper
 from sqlalchemy.orm.attributes import instance_state
 
 from . import clock
@@ -49,7 +49,7 @@ ENQUEUE_ARGUMENTS = ("deliver_at", "deliver_in", "id", "priority")
 
 def random_id() -> int:
     """Return a random positive 63-bit integer, from a cryptographic source."""
-    return secrets.randbelow(MAX_ID) + 1
+    return secrets.randbits(63) or MAX_ID
 
 
 def is_enqueued(message: MessageQueueMixin) -> bool:
@@ -65,25 +65,31 @@ def set_delivery_time(message: MessageQueueMixin, nanoseconds: int) -> None:
         message.time_scheduled = nanoseconds
 
 
-def fill(message: MessageQueueMixin) -> None:
-    """Give a message every value of the queue's columns that it doesn't have."""
-    have = message.__dict__
+def fill(have: dict[str, Any], columns: Container[str]) -> None:
+    """Give a new message every value of the queue's columns that it doesn't have.
+
+    :param have: its ``__dict__``, where the ORM's INSERT looks. There is no change of an attribute
+        to tell anybody of: to do so six times takes half as long as the rest of the constructor.
+    :param columns: of its table.
+    """
+    get = have.get
     now = clock.now()
-    if have.get("id") is None:
-        message.id = random_id()
-    if have.get("epoch") is None:
-        message.epoch = 0
-    columns = type(message).__table__.c
-    if have.get("priority") is None and "priority" in columns:
-        message.priority = DEFAULT_PRIORITY
+    if get("id") is None:
+        have["id"] = random_id()
+    if get("epoch") is None:
+        have["epoch"] = 0
+    if get("priority") is None and "priority" in columns:
+        have["priority"] = DEFAULT_PRIORITY
+    due = get("time_next")
     if "time_scheduled" in columns:
-        if have.get("time_scheduled") is None:
-            message.time_scheduled = now if have.get("time_next") is None else have["time_next"]
-        if have.get("time_created") is None:
-            message.time_created = now
-        now = have["time_scheduled"]
-    if have.get("time_next") is None:
-        message.time_next = now
+        if get("time_created") is None:
+            have["time_created"] = now
+        scheduled = get("time_scheduled")
+        if scheduled is None:
+            have["time_scheduled"] = scheduled = now if due is None else due
+        now = scheduled
+    if due is None:
+        have["time_next"] = now
 
 
 def check(message: MessageQueueMixin) -> None:
@@ -98,12 +104,12 @@ def check(message: MessageQueueMixin) -> None:
             raise InvalidArgumentType(f"{where}: expected an int")
         if value not in allowed:
             raise InvalidArgument(f"{where}: expected from {allowed[0]} to {allowed[-1]}")
-    _check_shard(message)
     if have.get("time_acked") is not None:
         raise InvalidArgument(
             f"{type(message).__name__}.time_acked={message.time_acked!r}: a message that is acked "
             "when it is enqueued is never delivered; leave it out"
         )
+    _check_shard(message)
 
 
 def _check_shard(message: MessageQueueMixin) -> None:
@@ -122,8 +128,9 @@ def _check_shard(message: MessageQueueMixin) -> None:
 
 def listen(mixin: type[MessageQueueMixin]) -> None:
     """Fill and check every message of the mixin's subclasses."""
-    event.listen(mixin, "init", _on_init, propagate=True)
-    event.listen(mixin, "before_insert", _before_insert, propagate=True)
+    # Raw, or else SQLAlchemy wraps the listeners, which takes as long as they do.
+    event.listen(mixin, "init", _on_init, propagate=True, raw=True)
+    event.listen(mixin, "before_insert", _before_insert, propagate=True, raw=True, retval=True)
 
 
 def extend_constructor(cls: type[MessageQueueMixin]) -> None:
@@ -156,20 +163,22 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _on_init(message: MessageQueueMixin, _args: object, kwargs: dict[str, Any]) -> None:
-    class_mapper(type(message))  # Configures the mappers, if that wasn't done yet.
+def _on_init(
+    state: InstanceState[MessageQueueMixin], _args: object, kwargs: dict[str, Any]
+) -> None:
     _check_arguments(kwargs)
-    fill(message)
+    fill(state.dict, state.class_.__table__.c)
 
 
 def _before_insert(
-    _mapper: Mapper[Any], connection: Connection, message: MessageQueueMixin
-) -> None:
-    fill(message)
-    check(message)
-    table = type(message).__table__
+    _mapper: Mapper[Any], connection: Connection, state: InstanceState[MessageQueueMixin]
+) -> object:
+    table = state.class_.__table__
+    fill(state.dict, table.c)
+    check(state.obj())
     if has_listeners(table):
         on_commit(connection, notify, table)
+    return EXT_CONTINUE
 
 
 _statement_times: WeakKeyDictionary[DefaultExecutionContext, int] = WeakKeyDictionary()
