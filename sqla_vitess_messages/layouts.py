@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, SmallInteger
-from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import DDLCompiler
 
 from .options import Layout
 
@@ -66,7 +67,16 @@ LAYOUTS: dict[Layout, LayoutSpec] = {
     ),
 }
 
-_TINYINT = SmallInteger().with_variant(mysql.TINYINT(), "mysql", "mariadb")
+
+class _TinyInteger(SmallInteger):
+    """MySQL's TINYINT, without the import of its dialect, which would take 10 ms."""
+
+
+@compiles(_TinyInteger, "mysql")
+@compiles(_TinyInteger, "mariadb")
+def _compile_tiny_integer(_type: _TinyInteger, _compiler: DDLCompiler, **_kw: Any) -> str:
+    return "TINYINT"
+
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "time_scheduled": {"nullable": False},
@@ -74,7 +84,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "time_next": {"server_default": "0"},  # The poller never finds NULL.
     "epoch": {"nullable": False, "server_default": "0"},
     "priority": {
-        "type_": _TINYINT,
+        "type_": _TinyInteger,
         "nullable": False,
         "server_default": str(DEFAULT_PRIORITY),
     },

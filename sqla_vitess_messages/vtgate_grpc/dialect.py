@@ -15,9 +15,12 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.util import asbool
 
+from ..vtgate import mend_describe
 from .address import Address
 
 __all__ = ["AsyncVitessGrpcDialect", "VitessGrpcDialect"]
+
+mend_describe()
 
 PORT = 15991
 """vtgate's usual one for gRPC."""
