@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from . import clock
 from .ddl import queue_table
 from .errors import InvalidArgument, InvalidArgumentType
-from .leases import CHUNK, DEAD, Transactional, chunks, connection_of, update_by_id
+from .leases import CHUNK, DEAD, Transactional, chunks, connection_of, unindexed, update_by_id
 
 if TYPE_CHECKING:
     from .mixin import MessageQueueMixin
@@ -39,7 +39,7 @@ def requeue(model: type[Q], session: Transactional, messages: Iterable[Q] | None
         groups = chunks([message.id for message in messages])
     statement = (
         update_by_id(table)
-        .where(table.c.time_next == DEAD)
+        .where(unindexed(table.c.time_next) == DEAD)
         .values(time_next=clock.database_now(), epoch=0)
     )
     return sum(connection.execute(statement, {"_ids": ids}).rowcount for ids in groups)

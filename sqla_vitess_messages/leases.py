@@ -20,12 +20,14 @@ from sqlalchemy import (
     Connection,
     Engine,
     Table,
+    UnaryExpression,
     Update,
     bindparam,
     select,
     update,
 )
 from sqlalchemy.orm import Mapper, Session, class_mapper, scoped_session
+from sqlalchemy.sql.operators import custom_op
 
 from . import clock
 from .backoff import backoff
@@ -314,7 +316,7 @@ def _confirm(batch: Sequence[MessageQueueMixin]) -> None:
 def _acking(table: Table, *, one: bool) -> Update:
     return (
         _update(table, one=one)
-        .where(table.c.time_acked.is_(None))
+        .where(unindexed(table.c.time_acked).is_(None))
         .values(time_acked=bindparam("time_acked"), time_next=bindparam("time_next"))
     )
 
@@ -325,12 +327,13 @@ def _holding(table: Table, *, one: bool, leased: bool) -> Update:
 
     Nor due, if they were leased: Vitess may have sent such a row again, and will postpone it.
     """
+    due = unindexed(table.c.time_next)
     held = _update(table, one=one).where(
-        table.c.time_acked.is_(None),
+        unindexed(table.c.time_acked).is_(None),
         table.c.epoch == bindparam("_fence"),
-        table.c.time_next < DEAD,
+        due < DEAD,
     )
-    return held.where(table.c.time_next > clock.database_now()) if leased else held
+    return held.where(due > clock.database_now()) if leased else held
 
 
 def _update(table: Table, *, one: bool) -> Update:
@@ -389,6 +392,14 @@ def chunks_by_shard(batch: Sequence[M]) -> Iterator[list[M]]:
         by_shard[None if lease is None else lease.shard].append(message)
     for some in by_shard.values():
         yield from chunks(some)
+
+
+def unindexed(column: ColumnElement[T]) -> ColumnElement[T]:
+    """Return a column in a form that SQLite doesn't look rows up by, as it has no FORCE INDEX.
+
+    Else it reads all unsettled messages for each batch of settlements.
+    """
+    return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
 
 def update_by_id(table: Table) -> Update:

@@ -12,7 +12,14 @@ from sqlalchemy.orm import lazyload, undefer
 from .. import clock
 from ..ddl import queue_table
 from ..deadlocks import despite_deadlocks
-from ..leases import are_in_batch, batch_parameters, chunks_by_shard, fence_of, update_by_id
+from ..leases import (
+    are_in_batch,
+    batch_parameters,
+    chunks_by_shard,
+    fence_of,
+    unindexed,
+    update_by_id,
+)
 from ..mixin import MessageQueueMixin
 
 __all__ = ["Leasing", "Transport", "bound_reads", "copy_engine"]
@@ -73,7 +80,7 @@ class Leasing(Generic[M]):
             .where(
                 *are_in_batch(self._table)[1:],
                 columns.epoch == bindparam("_fence"),
-                columns.time_acked.is_(None),
+                unindexed(columns.time_acked).is_(None),
             )
             .values(time_next=clock.database_now(), epoch=columns.epoch - 1)
         )

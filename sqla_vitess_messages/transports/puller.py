@@ -15,7 +15,7 @@ from ..ddl import MYSQL, OPTIONS_KEY
 from ..deadlocks import despite_deadlocks
 from ..enqueue import PRIORITIES
 from ..layouts import LAYOUTS
-from ..leases import Lease, attach, update_by_id
+from ..leases import Lease, attach, unindexed, update_by_id
 from ..options import QueueOptions
 from .base import Leasing, M
 
@@ -53,13 +53,14 @@ class Puller(Leasing[M]):
         # next_idx finds what is due in all priorities at once, but only poller_idx has an order.
         self._looks_by_rank = "next_idx" not in indexes
         columns = self._table.c
-        due = [
-            columns.time_acked.is_(None),
-            columns.time_next < clock.database_now() - bindparam("_due_for", type_=BigInteger),
-        ]
-        ranked = [columns.priority == bindparam("_priority"), *due] if self._ranked else due
+        unsettled = columns.time_acked.is_(None)
+        due = columns.time_next < clock.database_now() - bindparam("_due_for", type_=BigInteger)
+        ranked = [unsettled, due]
+        if self._ranked:
+            ranked.append(columns.priority == bindparam("_priority"))
+        unranked = [unindexed(columns.time_acked).is_(None), due]
         self._looking = _by_index(
-            select(columns.id).where(*(ranked if self._looks_by_rank else due)).limit(1),
+            select(columns.id).where(*(ranked if self._looks_by_rank else unranked)).limit(1),
             self._table,
             "poller_idx" if self._looks_by_rank else "next_idx",
         )
