@@ -61,6 +61,7 @@ class BaseSubscriber(Generic[M]):
         self._holdings: Holdings[M] = Holdings(
             self._queue, max_concurrency, told=on_event is not None
         )
+        self._worn: list[M] = []
         self._error: BaseException | None = None
         self._disconnected = False
 
@@ -71,14 +72,26 @@ class BaseSubscriber(Generic[M]):
     def _closed(self) -> SubscriberClosed:
         return SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
 
-    def _take_worn(self, messages: list[M]) -> list[M]:
-        """Take out what has run out of attempts, and return it."""
-        if self._max_attempts is None:
-            return []
-        worn = [message for message in messages if message.epoch >= self._max_attempts]
-        if worn:
-            messages[:] = [message for message in messages if message not in worn]
-        return worn
+    def _accept(self, messages: list[M]) -> bool:
+        """Take in what the transport delivered, apart from what has run out of attempts.
+
+        :return: whether the subscriber has something to put right.
+        """
+        most = self._max_attempts
+        if most is not None:
+            self._worn += (message for message in messages if message.epoch >= most)
+            messages = [message for message in messages if message.epoch < most]
+        self._holdings.receive(messages)
+        return self._is_to_put_right
+
+    @property
+    def _is_to_put_right(self) -> bool:
+        return bool(self._worn) or self._holdings.is_to_give_back
+
+    @property
+    def _is_needed(self) -> bool:
+        """Whether it pays to receive, or something is to be put right."""
+        return self._is_to_put_right or self._holdings.wants_more
 
     def _let_die(self, worn: Sequence[M], engine: Engine) -> list[Event]:
         """Let messages die that have run out of attempts."""
@@ -103,6 +116,13 @@ class BaseSubscriber(Generic[M]):
                 self._on_event(happened)
         except Exception:
             log.exception("on_event failed", extra={"queue": self._queue})
+
+    def _note_not_given_back(self, count: int, error: Exception) -> None:
+        log.warning(
+            "%d messages could not be given back and come back after ack_wait: %s",
+            count, type(error).__name__,
+            extra={"queue": self._queue},
+        )  # fmt: skip
 
     def _note_lost_connection(self, error: BaseException | None) -> str:
         """Log it, and return the reason."""

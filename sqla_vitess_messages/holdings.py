@@ -46,10 +46,10 @@ class Holdings(Generic[M]):
         self._waiting.extend(messages)
 
     def take(self, n: int) -> list[M]:
-        """Hand out up to ``n`` messages whose lease still runs."""
+        """Hand out up to ``n`` messages whose lease still runs, and not more than the limit."""
         self.free_places()
         taken: list[M] = []
-        while self._waiting and len(taken) < n:
+        while self._waiting and len(taken) < n and len(self._held) < self._limit:
             message = self._waiting.popleft()
             lease = _lease(message)
             self._held.add(lease)
@@ -76,8 +76,10 @@ class Holdings(Generic[M]):
         if now >= self._next_expiry:
             expired = [lease for lease in self._held if lease.expired]
             self._held.difference_update(expired)
-            for lease in expired:
-                self._events.append(LeaseExpired(self._queue, lease.message_id, lease.epoch))
+            if self._told:
+                self._events += (
+                    LeaseExpired(self._queue, lease.message_id, lease.epoch) for lease in expired
+                )
             self._next_expiry = min((lease.deadline for lease in self._held), default=math.inf)
         while self._waiting and _lease(self._waiting[0]).is_stale:
             self._stale.append(self._waiting.popleft())
@@ -101,6 +103,17 @@ class Holdings(Generic[M]):
         return self.room > 0 and (not self._waiting or self.room >= self._limit / 2)
 
     @property
+    def may_want_more(self) -> bool:
+        """Whether it will pay to receive when the settlements under way are committed."""
+        room = self.room + len(self._settling)
+        return room > 0 and (not self._waiting or room >= self._limit / 2)
+
+    @property
+    def is_to_give_back(self) -> bool:
+        """Whether there are messages that waited for too long, or more than there may be."""
+        return bool(self._stale) or (self.room < 0 and bool(self._waiting))
+
+    @property
     def stale(self) -> list[M]:
         """Messages to give back, because they waited for too long."""
         return list(self._stale)
@@ -120,17 +133,17 @@ class Holdings(Generic[M]):
         self._stale.clear()
         return unseen
 
-    def until_change(self, most: float | None) -> float | None:
+    def until_change(self, most: float) -> float:
         """Return how many seconds to wait at most: a place may become free without notice.
 
-        :param most: seconds, or None to wait as long as it takes.
+        :param most: seconds.
         """
-        soon = math.inf if most is None else most
-        if self._settling:
+        soon = most
+        if self._settling and self.may_want_more:
             soon = min(soon, COMMIT_ASKED_EACH)
         if self._next_expiry < math.inf:
             soon = min(soon, max(self._next_expiry - time.monotonic(), 0.001))
-        return None if soon == math.inf else soon
+        return soon
 
     def drain_events(self) -> list[Event]:
         """Return what happened since the last call."""

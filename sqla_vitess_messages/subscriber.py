@@ -92,7 +92,9 @@ class Subscriber(BaseSubscriber[M]):
         self._settler: Settler[M] | None = None
         self._engine: Engine | None = None
         self._thread: threading.Thread | None = None
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)  # Receivers wait for messages.
+        self._needed = threading.Condition(lock)  # The subscriber's thread waits for work.
         self._stopping = threading.Event()
         self._closing = threading.Event()
         self._wake = threading.Event()
@@ -122,6 +124,7 @@ class Subscriber(BaseSubscriber[M]):
                 poll_interval=self._poll_interval,
                 shards=self._shards,
                 grpc=self._grpc,
+                deliver=self._deliver,
                 report=self._report,
                 wake=self._wake,
             )
@@ -151,6 +154,7 @@ class Subscriber(BaseSubscriber[M]):
         self._wake.set()
         with self._changed:
             self._changed.notify_all()
+            self._needed.notify()
 
     def close(self) -> None:
         """Stop receiving, commit grouped settlements, give back what nobody has got, disconnect.
@@ -226,7 +230,7 @@ class Subscriber(BaseSubscriber[M]):
                     remaining = None if end is None else end - time.monotonic()
                     if remaining is not None and remaining <= 0:
                         return []
-                    self._changed.wait(self._holdings.until_change(remaining))
+                    self._changed.wait(remaining)
         finally:
             self._report()
 
@@ -288,17 +292,30 @@ class Subscriber(BaseSubscriber[M]):
             lease = lease_of(message)
             assert lease is not None
             lease.on_settling(self._on_settling)
-        if taken:
-            self._changed.notify_all()
+        if self._is_needed:
+            self._needed.notify()
         return taken
 
     def _on_settling(self, leases: Sequence[Lease]) -> None:
-        with self._changed:
+        with self._needed:
             self._holdings.note_settling(leases)
-            self._changed.notify_all()
+            if self._holdings.may_want_more:
+                self._needed.notify()
+
+    def _deliver(self, messages: list[M]) -> None:
+        """Take in what was leased. From the subscriber's thread, or one that reads a stream."""
+        with self._changed:
+            is_urgent = self._accept(messages)
+            self._changed.notify(len(messages))
+            if is_urgent:
+                self._needed.notify()
+        if is_urgent:
+            self._wake.set()
 
     def _report(self, *more: Event) -> None:
         """Tell what happened, without the lock."""
+        if self._on_event is None:
+            return
         with self._changed:
             events = [*self._holdings.drain_events(), *more]
         self._tell(events)
@@ -340,64 +357,59 @@ class Subscriber(BaseSubscriber[M]):
             self._report()
 
     def _receive(self, transport: Transport[M], engine: Engine) -> None:
-        room, stale = self._wait_for_work()
-        if stale:
-            transport.give_back(stale)
-            with self._changed:
-                self._holdings.drop_stale(stale)
-        if not room:
-            return
+        self._wait_until_needed()
+        self._put_right(transport, engine)
         if self._wake.wait(transport.pause):
             self._wake.clear()
             transport.pause = 0.0
-        worn: list[M] = []
-        for messages in transport.look(room):
-            worn += self._take_worn(messages)
-            with self._changed:
-                self._holdings.receive(messages)
-                self._changed.notify(len(messages))
-        if worn:
-            self._report(*self._let_die(worn, engine))
+        with self._needed:
+            self._holdings.free_places()
+            room = self._holdings.room if self._holdings.wants_more else 0
+        if room and not self._stopping.is_set():
+            transport.look(room)
         if self._disconnected:
             self._disconnected = False
             self._report(Reconnected(self._queue))
-        with self._changed:
-            self._holdings.free_places()
-            surplus = self._holdings.drop_surplus()
-        if surplus:
-            transport.give_back([*surplus, *transport.stop()])
 
-    def _wait_for_work(self) -> tuple[int, list[M]]:
-        """Wait until it pays to receive.
+    def _wait_until_needed(self) -> None:
+        """Wait until it pays to receive, or something is to be put right, or it is to stop."""
+        with self._needed:
+            while not self._stopping.is_set():
+                self._holdings.free_places()
+                if self._is_needed:
+                    break
+                self._needed.wait(self._holdings.until_change(1))
+        self._report()
 
-        :return: how many messages there is room for, 0 when stopping; and what is to be given back
-            first.
-        """
-        try:
-            with self._changed:
-                while not self._stopping.is_set():
-                    self._holdings.free_places()
-                    stale = self._holdings.stale
-                    if stale or self._holdings.wants_more:
-                        return (0 if stale else self._holdings.room), stale
-                    self._changed.wait(self._holdings.until_change(1))
-                return 0, []
-        finally:
-            self._report()
+    def _put_right(self, transport: Transport[M], engine: Engine) -> None:
+        """Let die what has run out of attempts; give back what is stale, or too much."""
+        with self._needed:
+            worn, self._worn = self._worn, []
+            stale = self._holdings.stale
+        if worn:
+            self._report(*self._let_die(worn, engine))
+        if stale:
+            transport.give_back(stale)
+            with self._needed:
+                self._holdings.drop_stale(stale)
+        if self._holdings.room < 0:
+            transport.stop()
+            with self._needed:
+                surplus = self._holdings.drop_surplus()
+                self._changed.notify_all()  # Places may have become free for what is left.
+            if surplus:
+                transport.give_back(surplus)
 
     def _give_back_all(self, transport: Transport[M]) -> None:
-        with self._changed:
-            unseen = self._holdings.drop_unseen()
+        unseen: list[M] = []
         try:
-            unseen += transport.stop()
+            transport.stop()
+            with self._needed:
+                unseen = self._holdings.drop_unseen()
             if unseen:
                 transport.give_back(unseen)
         except Exception as error:  # noqa: BLE001  # Closing must go on.
-            log.warning(
-                "%d messages could not be given back and come back after ack_wait: %s",
-                len(unseen), type(error).__name__,
-                extra={"queue": self._queue},
-            )  # fmt: skip
+            self._note_not_given_back(len(unseen), error)
 
     def _log_lost_connection(self, state: object) -> None:
         outcome = getattr(state, "outcome", None)

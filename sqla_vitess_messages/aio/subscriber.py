@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Literal
 
 from sqlalchemy import URL, Engine
@@ -143,6 +144,7 @@ class AsyncSubscriber(BaseSubscriber[M]):
             poll_interval=self._poll_interval,
             shards=self._shards,
             grpc=self._grpc,
+            deliver=partial(self._deliver, wake),
             report=self._report,
             wake=wake,
         )
@@ -242,13 +244,14 @@ class AsyncSubscriber(BaseSubscriber[M]):
                 assert lease is not None
                 lease.on_settling(self._on_settling)
             self._report()
-            if taken:
+            if self._is_needed:
                 self._changes.tell()
+            if taken:
                 return taken
             remaining = None if end is None else end - time.monotonic()
             if remaining is not None and remaining <= 0:
                 return []
-            await self._changes.wait(self._holdings.until_change(remaining))
+            await self._changes.wait(remaining)
         return []
 
     def ack(self, message: M) -> asyncio.Future[None]:
@@ -307,7 +310,15 @@ class AsyncSubscriber(BaseSubscriber[M]):
 
     def _note_settling(self, leases: Sequence[Lease]) -> None:
         self._holdings.note_settling(leases)
+        if self._holdings.may_want_more:
+            self._changes.tell()
+
+    def _deliver(self, wake: _Wake, messages: list[M]) -> None:
+        """Take in what was leased."""
+        is_urgent = self._accept(messages)
         self._changes.tell()
+        if is_urgent:
+            wake.set()
 
     def _report(self, *more: Event) -> None:
         self._tell([*self._holdings.drain_events(), *more])
@@ -344,57 +355,49 @@ class AsyncSubscriber(BaseSubscriber[M]):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _receive(self, transport: Transport[M], engine: Engine, wake: _Wake) -> None:
-        room, stale = await self._wait_for_work()
-        if stale:
-            await call(transport.give_back, stale)
-            self._holdings.drop_stale(stale)
-        if not room:
-            return
+        await self._wait_until_needed()
+        await self._put_right(transport, engine)
         if await wake.wait(transport.pause):
             transport.pause = 0.0
-        worn: list[M] = []
-        await call(self._look, transport, room, worn)
-        if worn:
-            self._report(*await call(self._let_die, worn, engine))
+        self._holdings.free_places()
+        if self._holdings.wants_more and not self._stopping.is_set():
+            await call(transport.look, self._holdings.room)
         if self._disconnected:
             self._disconnected = False
             self._report(Reconnected(self._queue))
-        self._holdings.free_places()
-        if surplus := self._holdings.drop_surplus():
-            await call(self._give_back_surplus, transport, surplus)
 
-    def _give_back_surplus(self, transport: Transport[M], surplus: list[M]) -> None:
-        transport.give_back([*surplus, *transport.stop()])
-
-    def _look(self, transport: Transport[M], room: int, worn: list[M]) -> None:
-        for messages in transport.look(room):
-            worn += self._take_worn(messages)
-            self._holdings.receive(messages)
-            self._changes.tell()
-
-    async def _wait_for_work(self) -> tuple[int, list[M]]:
-        """Wait until it pays to receive, and return the room there is and what to give back."""
+    async def _wait_until_needed(self) -> None:
+        """Wait until it pays to receive, or something is to be put right, or it is to stop."""
         while not self._stopping.is_set():
             self._holdings.free_places()
             self._report()
-            stale = self._holdings.stale
-            if stale or self._holdings.wants_more:
-                return (0 if stale else self._holdings.room), stale
+            if self._is_needed:
+                return
             await self._changes.wait(self._holdings.until_change(1))
-        return 0, []
+
+    async def _put_right(self, transport: Transport[M], engine: Engine) -> None:
+        """Let die what has run out of attempts; give back what is stale, or too much."""
+        worn, self._worn = self._worn, []
+        if worn:
+            self._report(*await call(self._let_die, worn, engine))
+        if stale := self._holdings.stale:
+            await call(transport.give_back, stale)
+            self._holdings.drop_stale(stale)
+        if self._holdings.room < 0:
+            await call(transport.stop)
+            surplus = self._holdings.drop_surplus()
+            self._changes.tell()  # Places may have become free for what is left.
+            if surplus:
+                await call(transport.give_back, surplus)
 
     async def _give_back_all(self, transport: Transport[M]) -> None:
-        unseen = self._holdings.drop_unseen()
+        unseen: list[M] = []
         try:
-            unseen += await call(transport.stop)
-            if unseen:
+            await call(transport.stop)
+            if unseen := self._holdings.drop_unseen():
                 await call(transport.give_back, unseen)
         except Exception as error:  # noqa: BLE001  # Closing must go on.
-            log.warning(
-                "%d messages could not be given back and come back after ack_wait: %s",
-                len(unseen), type(error).__name__,
-                extra={"queue": self._queue},
-            )  # fmt: skip
+            self._note_not_given_back(len(unseen), error)
 
     def _log_lost_connection(self, state: object) -> None:
         outcome = getattr(state, "outcome", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -22,28 +22,33 @@ from ..leases import (
 )
 from ..mixin import MessageQueueMixin
 
-__all__ = ["Leasing", "Transport", "bound_reads", "copy_engine"]
+__all__ = ["Deliver", "Leasing", "Transport", "bound_reads", "copy_engine"]
 
 M = TypeVar("M", bound=MessageQueueMixin)
+M_contra = TypeVar("M_contra", bound=MessageQueueMixin, contravariant=True)
 
 GRPC = "grpc"
 """The driver in a URL such as ``vitess+grpc://host:15991/keyspace``."""
 
 
-class Transport(Protocol[M]):
+Deliver = Callable[[list[M]], None]
+"""Takes messages that were leased to a subscriber. Called from any thread, or in the event loop."""
+
+
+class Transport(Protocol[M_contra]):
     """Brings leased messages to one subscriber, which calls it from one thread or one task.
 
-    It is made with what wakes the subscriber: it sets that when it pays to look before the pause
-    is over.
+    It is made with two functions of the subscriber's: one to deliver messages by, and one to wake
+    it by, when it pays to look before the pause is over.
     """
 
     pause: float
     """Seconds to wait before the next look. Set it to 0 when there is something."""
 
-    def look(self, limit: int) -> Iterator[list[M]]:
-        """Yield leased messages, those that there are, some at a time.
+    def look(self, limit: int) -> None:
+        """Deliver messages, those that there are. A stream goes on to deliver by itself.
 
-        :param limit: how many the subscriber has room for. A stream yields more where the server
+        :param limit: how many the subscriber has room for. A stream brings more where the server
             sends more; what isn't wanted is to be given back.
         :raises sqlalchemy.exc.DBAPIError: when the connection is lost; call again to reconnect.
         """
@@ -53,11 +58,11 @@ class Transport(Protocol[M]):
         """Let a look that is under way come to an end. From any thread; :meth:`stop` follows."""
         ...
 
-    def stop(self) -> list[M]:
-        """Leave the queue until the next :meth:`look`, and return what came meanwhile."""
+    def stop(self) -> None:
+        """Leave the queue until the next :meth:`look`. After that nothing is delivered."""
         ...
 
-    def give_back(self, messages: Sequence[M]) -> None:
+    def give_back(self, messages: Sequence[M_contra]) -> None:
         """Let messages that nobody has seen go to others at once."""
         ...
 

@@ -12,7 +12,7 @@ from ..ddl import MYSQL, check_database, is_vitess, queue_table
 from ..errors import InvalidArgument, InvalidArgumentType
 from ..events import Event
 from ..wakeups import Wakeable
-from .base import GRPC, M, Transport, bound_reads, copy_engine
+from .base import GRPC, Deliver, M, Transport, bound_reads, copy_engine
 from .grpc_stream import AsyncGrpcTransport, GrpcTransport
 from .pull import PullTransport
 from .shards import choose_shards, find_shards
@@ -106,6 +106,7 @@ def make_transport(
     poll_interval: float,
     shards: Sequence[str] | None,
     grpc: str | URL | None,
+    deliver: Deliver[M],
     report: Callable[[Event], None],
     wake: Wakeable,
 ) -> Transport[M]:
@@ -120,7 +121,13 @@ def make_transport(
     """
     vitess = look_at_database(model, engine, shards)
     pull = PullTransport(
-        model, engine, vitess=vitess, poll_interval=poll_interval, shards=shards, wake=wake
+        model,
+        engine,
+        vitess=vitess,
+        poll_interval=poll_interval,
+        shards=shards,
+        deliver=deliver,
+        wake=wake,
     )
     if name == "auto" and shards is None and (grpc is not None or engine.dialect.driver == GRPC):
         name = "grpc"
@@ -132,9 +139,10 @@ def make_transport(
             "nothing; use 'pull' or 'auto'"
         )
     if name == "stream":
-        return StreamTransport(model, engine, pull, report=report, wake=wake)
+        return StreamTransport(model, engine, pull, deliver=deliver, report=report, wake=wake)
     kind = AsyncGrpcTransport if engine.dialect.is_async else GrpcTransport
-    return kind(model, engine, pull, grpc=_grpc_engine(engine, grpc), report=report, wake=wake)
+    streaming = _grpc_engine(engine, grpc)
+    return kind(model, engine, pull, grpc=streaming, deliver=deliver, report=report, wake=wake)
 
 
 def _grpc_engine(engine: Engine, grpc: str | URL | None) -> Engine:

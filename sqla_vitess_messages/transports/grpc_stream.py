@@ -19,7 +19,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from ..events import Event
 from ..wakeups import Wakeable
-from .base import M
+from .base import Deliver, M
 from .pull import PullTransport
 from .streaming import CONFIRM_WITHIN, Streaming
 
@@ -59,10 +59,11 @@ class _GrpcStreaming(Streaming[M]):
         pull: PullTransport[M],
         *,
         grpc: Engine,
+        deliver: Deliver[M],
         report: Callable[[Event], None],
         wake: Wakeable,
     ) -> None:
-        super().__init__(model, engine, pull, report=report, wake=wake)
+        super().__init__(model, engine, pull, deliver=deliver, report=report, wake=wake)
         self._grpc = grpc
         self._call = _Call()
 

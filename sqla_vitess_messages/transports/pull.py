@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -13,7 +13,7 @@ from .. import wakeups
 from ..ddl import OPTIONS_KEY
 from ..options import QueueOptions
 from ..wakeups import Wakeable
-from .base import Leasing, M
+from .base import Deliver, Leasing, M
 from .puller import Puller
 from .shards import choose_shards, find_shards, shard_engine
 
@@ -36,6 +36,7 @@ class PullTransport(Leasing[M]):
         themselves.
     :param poll_interval: seconds between two looks at an idle queue, at most.
     :param shards: names or key ranges of shards; None for all.
+    :param deliver: called with what was leased.
     :param wake: set when a commit in this process has enqueued something.
     """
 
@@ -47,9 +48,11 @@ class PullTransport(Leasing[M]):
         vitess: bool,
         poll_interval: float,
         shards: Sequence[str] | None,
+        deliver: Deliver[M],
         wake: Wakeable,
     ) -> None:
         super().__init__(model, engine)
+        self._deliver = deliver
         self._wake = wake  # The listeners forget what nobody holds.
         wakeups.listen(self._table, wake)
         options: QueueOptions = self._table.info[OPTIONS_KEY]
@@ -64,23 +67,20 @@ class PullTransport(Leasing[M]):
         self.pause = 0.0
         self._interrupted = False
 
-    def look(self, limit: int) -> Iterator[list[M]]:
-        taken = 0
-        for messages in self.take(limit, at_once=self.pause == 0):
-            taken += len(messages)
-            yield messages
-        if taken:
+    def look(self, limit: int) -> None:
+        if self.take(limit, at_once=self.pause == 0):
             self.pause = 0.0
         else:
             self.pause = min(max(self.pause * 2, SHORTEST_PAUSE), self._longest_pause)
         if not self._vitess and time.monotonic() >= self._next_purge:
             self._purge()
 
-    def take(self, limit: int, *, due_for: float = 0, at_once: bool = True) -> Iterator[list[M]]:
-        """Lease up to ``limit`` messages; yield those of one shard after the other's.
+    def take(self, limit: int, *, due_for: float = 0, at_once: bool = True) -> int:
+        """Lease and deliver up to ``limit`` messages, those of one shard after the other's.
 
         :param due_for: seconds that they must have been due.
         :param at_once: False: look first whether something is due, without locking anything.
+        :return: how many there were.
         """
         taken = 0
         try:
@@ -90,17 +90,17 @@ class PullTransport(Leasing[M]):
                 if at_once or puller.something_is_due():
                     messages = puller.take(limit - taken, due_for=due_for)
                     taken += len(messages)
-                    yield messages
+                    self._deliver(messages)
         except DBAPIError:
             self._pullers_until = 0.0  # The shards may have changed.
             raise
+        return taken
 
     def interrupt(self) -> None:
         self._interrupted = True
 
-    def stop(self) -> list[M]:
-        """Do nothing: what is pulled is handed over at once."""
-        return []
+    def stop(self) -> None:
+        """Do nothing: what is pulled is delivered at once."""
 
     def close(self) -> None:
         self._forget_shards()

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from ..events import Event
 from ..wakeups import Wakeable
-from .base import M, bound_reads
+from .base import Deliver, M, bound_reads
 from .pull import PullTransport
 from .streaming import Streaming
 
@@ -45,10 +45,11 @@ class StreamTransport(Streaming[M]):
         engine: Engine,
         pull: PullTransport[M],
         *,
+        deliver: Deliver[M],
         report: Callable[[Event], None],
         wake: Wakeable,
     ) -> None:
-        super().__init__(model, engine, pull, report=report, wake=wake)
+        super().__init__(model, engine, pull, deliver=deliver, report=report, wake=wake)
         self._lanes: list[threading.Thread] = []
         self._stopping = threading.Event()
         bound_reads(engine, SEGMENT + SILENCE)

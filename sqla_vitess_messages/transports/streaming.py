@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import Any, cast
 
 from sqlalchemy import Engine, Table, select
@@ -27,7 +25,7 @@ from ..events import Event, Reconnected, StreamSilent
 from ..leases import CHUNK, Lease, are_in_batch, attach, batch_parameters, fence_of
 from ..options import QueueOptions
 from ..wakeups import Wakeable
-from .base import Leasing, M
+from .base import Deliver, Leasing, M
 from .pull import PullTransport
 from .puller import LARGEST_PULL
 
@@ -77,11 +75,12 @@ def _compile_stream(element: StreamFrom, compiler: SQLCompiler, **_kw: Any) -> s
 
 
 class Streaming(Leasing[M]):
-    """Hands over what a stream brings, and pulls the rest.
+    """Delivers what a stream brings, and pulls the rest.
 
     :param pull: leases by polling, with the same engine.
+    :param deliver: called with what was read, from the thread or task that reads.
     :param report: called when the stream falls silent, and when it speaks again.
-    :param wake: set when something has arrived.
+    :param wake: set when reading has failed.
     """
 
     def __init__(
@@ -90,65 +89,51 @@ class Streaming(Leasing[M]):
         engine: Engine,
         pull: PullTransport[M],
         *,
+        deliver: Deliver[M],
         report: Callable[[Event], None],
         wake: Wakeable,
     ) -> None:
         super().__init__(model, engine)
         self._pull = pull
+        self._deliver = deliver
         self._report = report
         self._wake = wake
         self._options: QueueOptions = self._table.info[OPTIONS_KEY]
         columns = self._table.c
         self._looking = select(columns.id, columns.epoch).where(*are_in_batch(self._table))
-        self._arrived: deque[list[M] | Exception] = deque()
         self._reading = False
-        self._streamed = 0
+        self._failure: Exception | None = None
+        self._has_streamed = False
         self._missed = 0
         self._next_look = 0.0
         self.pause = 0.0
 
-    def look(self, limit: int) -> Iterator[list[M]]:
-        """Yield a backlog first, then what has arrived, and now and then what is overlooked."""
-        taken = 0
+    def look(self, limit: int) -> None:
+        """Pull a backlog first, then begin to read, and now and then pull what is overlooked."""
+        if self._failure is not None:
+            failure = self._failure
+            self.stop()
+            raise failure
         if not self._reading:
-            for messages in self._pull.take(limit):
-                taken += len(messages)
-                yield messages
-            if taken >= min(limit, LARGEST_PULL):
+            if self._pull.take(limit) >= min(limit, LARGEST_PULL):
                 self.pause = 0.0
                 return
             self._begin()
             self._reading = True
             self._next_look = time.monotonic() + LOOK_AFTER
-        for messages in self._take_arrived():
-            taken += len(messages)
-            self._streamed += len(messages)
-            yield messages
-        if time.monotonic() >= self._next_look:
-            yield from self._look_for_overlooked(limit - taken)
+        elif time.monotonic() >= self._next_look:
+            self._look_for_overlooked(limit)
         self.pause = max(self._next_look - time.monotonic(), 0.0)
 
-    def _take_arrived(self) -> Iterator[list[M]]:
-        while self._arrived:
-            arrived = self._arrived.popleft()
-            if isinstance(arrived, Exception):
-                yield self.stop()
-                raise arrived
-            yield arrived
-
-    def _look_for_overlooked(self, room: int) -> Iterator[list[M]]:
-        overlooked = 0
+    def _look_for_overlooked(self, room: int) -> None:
         silent = self._missed >= SILENT_AFTER
-        if room > 0:
-            for messages in self._pull.take(room, due_for=0 if silent else OVERLOOKED_AFTER):
-                overlooked += len(messages)
-                yield messages
-        self._watch(self._streamed, overlooked)
-        self._streamed = 0
+        streamed, self._has_streamed = self._has_streamed, False
+        overlooked = self._pull.take(room, due_for=0 if silent else OVERLOOKED_AFTER)
+        self._watch(overlooked, streamed=streamed)
         silent = self._missed >= SILENT_AFTER
         self._next_look = time.monotonic() + (SILENT_PAUSE if silent else LOOK_AFTER)
 
-    def _watch(self, streamed: int, overlooked: int) -> None:
+    def _watch(self, overlooked: int, *, streamed: bool) -> None:
         """Notice when the stream brings nothing though messages are due, and when it does again."""
         extra = {"queue": self._table.name}
         if streamed:
@@ -168,17 +153,15 @@ class Streaming(Leasing[M]):
     def interrupt(self) -> None:
         self._pull.interrupt()
 
-    def stop(self) -> list[M]:
+    def stop(self) -> None:
         if self._reading:
             self._end()
         self._reading = False
+        self._failure = None
         self.pause = 0.0
-        arrived = [some for some in self._arrived if not isinstance(some, Exception)]
-        self._arrived.clear()
-        return list(chain.from_iterable(arrived))
 
     def _begin(self) -> None:
-        """Start to read, and have :meth:`_arrive` or :meth:`_fail` called."""
+        """Start to read, and to call :meth:`_arrive` or :meth:`_fail`."""
         raise NotImplementedError
 
     def _end(self) -> None:
@@ -186,17 +169,17 @@ class Streaming(Leasing[M]):
         raise NotImplementedError
 
     def _arrive(self, messages: list[M]) -> None:
-        """Hand over what was read just now."""
+        """Deliver what was read just now."""
         stale = time.monotonic() + self._options.ack_wait
         for message in messages:
             ends = stale + longest_backoff(message.epoch, self._options)
             attach(message, Lease(message.epoch, stale, ends, confirm=self.confirm))
-        self._arrived.append(messages)
-        self._wake.set()
+        self._has_streamed = True
+        self._deliver(messages)
 
     def _fail(self, error: Exception) -> None:
         """Let the next look raise an error."""
-        self._arrived.append(error)
+        self._failure = error
         self._wake.set()
 
     def _read(self, session: Session, seconds: float | None = None) -> Iterator[M]:
