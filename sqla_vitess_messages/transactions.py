@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine.base import OptionEngine
 
 __all__ = ["Commit", "on_commit"]
 
@@ -94,46 +95,65 @@ def on_commit(connection: Connection, call: Callable[[A, Commit], None], argumen
     """Call ``call(argument, commit)`` when the connection's present transaction commits."""
     pending = _pending.get(connection)
     if pending is None:
+        _listen_to(connection.engine)
         pending = _pending[connection] = _Pending()
     pending.add(call, argument)
 
 
-# On the class, once: to listen on each connection takes longer than its transaction's statements.
+_listened: WeakSet[Engine] = WeakSet()
 
 
-@event.listens_for(Engine, "commit")
+def _listen_to(engine: Engine) -> None:
+    """Listen for the end of an engine's transactions.
+
+    To listen on each connection takes longer than its transaction's statements. To listen on all
+    engines makes each statement of every one slower, by 10 µs.
+    """
+    while isinstance(engine, OptionEngine):  # It has the events of the one that it was made of.
+        engine = engine._proxied
+    if engine not in _listened:
+        _listened.add(engine)
+        for name, listener in _LISTENERS.items():
+            event.listen(engine, name, listener)
+
+
 def _on_commit(connection: Connection) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.commit(connection)
 
 
-@event.listens_for(Engine, "rollback")
 def _on_rollback(connection: Connection) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.roll_back()
 
 
-@event.listens_for(Engine, "savepoint")
 def _on_savepoint(connection: Connection, _name: str) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.begin_savepoint()
 
 
-@event.listens_for(Engine, "release_savepoint")
 def _on_release_savepoint(connection: Connection, *_event: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.release_savepoint()
 
 
-@event.listens_for(Engine, "rollback_savepoint")
 def _on_rollback_savepoint(connection: Connection, *_event: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.roll_back_savepoint()
 
 
-@event.listens_for(Engine, "handle_error")
 def _on_error(context: ExceptionContext) -> None:
     """Note a COMMIT that failed: no other event tells."""
     pending = None if context.connection is None else _pending.get(context.connection)
     if pending is not None:
         pending.fail()
+
+
+_LISTENERS: dict[str, Callable[..., None]] = {
+    "commit": _on_commit,
+    "rollback": _on_rollback,
+    "savepoint": _on_savepoint,
+    "release_savepoint": _on_release_savepoint,
+    "rollback_savepoint": _on_rollback_savepoint,
+    "handle_error": _on_error,
+}

@@ -78,6 +78,21 @@ def test_a_released_savepoint_keeps(connection: Connection, calls: Calls) -> Non
     assert calls == ["inside", "after"]
 
 
+def test_an_engine_with_options_is_the_same_engine(connection: Connection, calls: Calls) -> None:
+    for engine in (connection.engine.execution_options(stream_results=False), connection.engine):
+        with engine.connect() as optioned, optioned.begin():
+            on_commit(optioned, calls.note, "before")
+            savepoint = optioned.begin_nested()
+            with optioned.begin_nested():
+                on_commit(optioned, calls.note, "inside")
+            savepoint.rollback()
+    assert calls == ["before", "before"]
+
+
+def test_an_engine_that_nothing_was_asked_of_has_no_events(connection: Connection) -> None:
+    assert not connection.engine._has_events
+
+
 def test_a_commit_is_over_when_the_server_has_answered(connection: Connection) -> None:
     commits: list[tuple[Commit, bool]] = []
     with connection.begin():
