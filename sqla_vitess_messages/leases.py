@@ -60,6 +60,9 @@ REASON_COLUMN = "fail_reason"
 T = TypeVar("T")
 M = TypeVar("M", bound="MessageQueueMixin")
 
+Confirm = Callable[[Sequence[Any]], None]
+"""Waits until the rows of messages show that they were delivered."""
+
 log = logging.getLogger(__name__)
 
 
@@ -95,7 +98,7 @@ class Lease:
         deadline: float,
         *,
         shard: str | None = None,
-        confirm: Callable[[Sequence[Any]], None] | None = None,
+        confirm: Confirm | None = None,
     ) -> None:
         self.epoch = epoch
         self.shard = shard
@@ -299,7 +302,7 @@ def _postpone(
 
 
 def _confirm(batch: Sequence[MessageQueueMixin]) -> None:
-    waiting: dict[Callable[[Sequence[Any]], None], list[MessageQueueMixin]] = defaultdict(list)
+    waiting: dict[Confirm, list[MessageQueueMixin]] = defaultdict(list)
     for message in batch:
         lease = lease_of(message)
         if lease is not None and lease._confirm is not None:

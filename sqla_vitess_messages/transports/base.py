@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -10,10 +10,14 @@ from sqlalchemy import Engine, Select, bindparam, event, select
 from sqlalchemy.orm import lazyload, undefer
 
 from .. import clock
-from ..ddl import queue_table
+from ..backoff import longest_backoff
+from ..ddl import OPTIONS_KEY, queue_table
 from ..deadlocks import despite_deadlocks
 from ..leases import (
+    Confirm,
+    Lease,
     are_in_batch,
+    attach,
     batch_parameters,
     chunks_by_shard,
     fence_of,
@@ -21,6 +25,7 @@ from ..leases import (
     update_by_id,
 )
 from ..mixin import MessageQueueMixin
+from ..options import QueueOptions
 
 __all__ = ["Deliver", "Leasing", "Transport", "bound_reads", "copy_engine"]
 
@@ -78,6 +83,7 @@ class Leasing(Generic[M]):
         self._model = model
         self._engine = engine
         self._table = queue_table(model)
+        self._options: QueueOptions = self._table.info[OPTIONS_KEY]
         columns = self._table.c
         # As if they had never been handed out: so the epoch counts what a handler has seen.
         self._giving_back = (
@@ -93,6 +99,30 @@ class Leasing(Generic[M]):
     def _select(self) -> Select[Any]:
         """Select instances that hold every column, and load nothing else."""
         return select(self._model).options(undefer("*"), lazyload("*"))
+
+    def _lease(
+        self,
+        messages: Iterable[M],
+        earliest: float,
+        latest: float,
+        *,
+        shard: str | None = None,
+        confirm: Confirm | None = None,
+    ) -> None:
+        """Attach leases to messages that have come.
+
+        :param earliest: when they may have begun, on :func:`time.monotonic`.
+        :param latest: when they have begun at the latest.
+        """
+        wait = self._options.ack_wait
+        ends: dict[int, float] = {}
+        for message in messages:
+            epoch = message.epoch
+            if epoch not in ends:
+                ends[epoch] = latest + wait + longest_backoff(epoch, self._options)
+            attach(
+                message, Lease(epoch, earliest + wait, ends[epoch], shard=shard, confirm=confirm)
+            )
 
     def give_back(self, messages: Sequence[M]) -> None:
         """Let messages that nobody has seen go to others at once."""

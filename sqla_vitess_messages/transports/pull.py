@@ -10,8 +10,6 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from .. import wakeups
-from ..ddl import OPTIONS_KEY
-from ..options import QueueOptions
 from ..wakeups import Wakeable
 from .base import Deliver, Leasing, M
 from .puller import Puller
@@ -55,11 +53,10 @@ class PullTransport(Leasing[M]):
         self._deliver = deliver
         self._wake = wake  # The listeners forget what nobody holds.
         wakeups.listen(self._table, wake)
-        options: QueueOptions = self._table.info[OPTIONS_KEY]
         self._vitess = vitess
         self._wanted = shards
         self._longest_pause = poll_interval
-        self._purge_interval = options.poller_interval
+        self._purge_interval = self._options.poller_interval
         self._next_purge = time.monotonic() + self._purge_interval
         self._pullers: dict[str, Puller[M]] = {}
         self._pullers_until = 0.0

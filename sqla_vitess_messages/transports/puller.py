@@ -10,13 +10,12 @@ from sqlalchemy import BigInteger, Connection, Engine, Select, Table, bindparam,
 from sqlalchemy.orm import Session
 
 from .. import clock
-from ..backoff import backoff, longest_backoff
-from ..ddl import MYSQL, OPTIONS_KEY
+from ..backoff import backoff
+from ..ddl import MYSQL
 from ..deadlocks import despite_deadlocks
 from ..enqueue import PRIORITIES
 from ..layouts import LAYOUTS
-from ..leases import Lease, attach, unindexed, update_by_id
-from ..options import QueueOptions
+from ..leases import unindexed, update_by_id
 from .base import Leasing, M
 
 __all__ = ["Puller"]
@@ -44,7 +43,6 @@ class Puller(Leasing[M]):
     def __init__(self, model: type[M], engine: Engine, shard: str | None = None) -> None:
         super().__init__(model, engine)
         self._shard = shard
-        self._options: QueueOptions = self._table.info[OPTIONS_KEY]
         self._priorities: list[int] = []
         self._priorities_until = 0.0
         layout = LAYOUTS[self._options.layout]
@@ -82,14 +80,7 @@ class Puller(Leasing[M]):
         asked = time.monotonic()
         limit = min(limit, LARGEST_PULL)
         messages = despite_deadlocks(partial(self._take, limit, clock.to_nanoseconds(due_for)))
-        stale = asked + self._options.ack_wait
-        latest = time.monotonic() + self._options.ack_wait
-        ends = {
-            epoch: latest + longest_backoff(epoch, self._options)
-            for epoch in {message.epoch for message in messages}
-        }
-        for message in messages:
-            attach(message, Lease(message.epoch, stale, ends[message.epoch], shard=self._shard))
+        self._lease(messages, asked, time.monotonic(), shard=self._shard)
         return messages
 
     def _take(self, limit: int, due_for: int) -> list[M]:

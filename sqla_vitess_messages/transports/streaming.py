@@ -19,11 +19,8 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import TextClause, TextualSelect
 
-from ..backoff import longest_backoff
-from ..ddl import OPTIONS_KEY
 from ..events import Event, Reconnected, StreamSilent
-from ..leases import CHUNK, Lease, are_in_batch, attach, batch_parameters, fence_of
-from ..options import QueueOptions
+from ..leases import CHUNK, are_in_batch, batch_parameters, fence_of
 from ..wakeups import Wakeable
 from .base import Deliver, Leasing, M
 from .pull import PullTransport
@@ -98,7 +95,6 @@ class Streaming(Leasing[M]):
         self._deliver = deliver
         self._report = report
         self._wake = wake
-        self._options: QueueOptions = self._table.info[OPTIONS_KEY]
         columns = self._table.c
         self._looking = select(columns.id, columns.epoch).where(*are_in_batch(self._table))
         self._reading = False
@@ -170,10 +166,8 @@ class Streaming(Leasing[M]):
 
     def _arrive(self, messages: list[M]) -> None:
         """Deliver what was read just now."""
-        stale = time.monotonic() + self._options.ack_wait
-        for message in messages:
-            ends = stale + longest_backoff(message.epoch, self._options)
-            attach(message, Lease(message.epoch, stale, ends, confirm=self.confirm))
+        now = time.monotonic()
+        self._lease(messages, now, now, confirm=self.confirm)
         self._has_streamed = True
         self._deliver(messages)
 
