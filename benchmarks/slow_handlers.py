@@ -1,28 +1,28 @@
 """Two subscribers with slow handlers and a backlog: leases held, redeliveries, fairness, rate.
 
-.. code-block:: sh
-
-    python -m benchmarks.slow_handlers pull=URL stream=URL
-
-Each subscriber has 50 places and 25 handlers, each of which takes 20 ms and then acks in a
-transaction of its own.
+``python -m benchmarks.slow_handlers`` starts a cluster and prints the second table of
+docs/explanation/transports.md. Each subscriber has 50 places and 25 handlers, each of which takes
+20 ms and then acks in a transaction of its own.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from typing import Any, cast
+from contextlib import ExitStack
+from typing import Any
 
 from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.orm import Session
 
-from benchmarks.transports import enqueue, table
+from benchmarks.tables import bench, own_cluster
+from benchmarks.transports import transports
 from sqla_vitess_messages import Subscriber, clock
-from sqla_vitess_messages.transports import TransportName
 
 MESSAGES, PLACES, HANDLERS, WORK = 20_000, 50, 25, 0.02
+
+SECONDS = 60
+"""For each transport."""
 
 
 def handle(subscriber: Subscriber[Any], engine: Engine, epochs: list[int], end: float) -> None:
@@ -34,39 +34,41 @@ def handle(subscriber: Subscriber[Any], engine: Engine, epochs: list[int], end: 
         epochs.append(message.epoch)
 
 
-def measure(url: str, transport: TransportName, seconds: float) -> list[str]:
+def measure(url: str, options: dict[str, Any]) -> list[str]:
     """Return the cells of one row."""
-    with table(url, 30) as (filling, model, _):
-        enqueue(filling, model, MESSAGES)
+    epochs: list[list[int]] = [[], []]
+    most = 0
+    with bench(url, ack_wait=30) as queue, ExitStack() as stack:
+        queue.enqueue(MESSAGES)
         engine = create_engine(url, pool_size=2 * HANDLERS + 1)
-        columns = model.__table__.c
+        columns = queue.model.__table__.c
         leased = select(func.count()).where(
             columns.epoch > 0,
             columns.time_acked.is_(None),
             columns.time_next > clock.database_now(),
         )
-        epochs: list[list[int]] = [[], []]
-        with (
-            Subscriber(model, url, max_concurrency=PLACES, transport=transport) as one,
-            Subscriber(model, url, max_concurrency=PLACES, transport=transport) as two,
-        ):
-            started = time.monotonic()
-            threads = [
-                threading.Thread(target=handle, args=(sub, engine, seen, started + seconds))
-                for sub, seen in zip((one, two), epochs, strict=True)
-                for _ in range(HANDLERS)
-            ]
-            for thread in threads:
-                thread.start()
-            most = 0
-            while any(thread.is_alive() for thread in threads):
-                with engine.connect() as connection:
-                    most = max(most, connection.scalar(leased) or 0)
-                time.sleep(0.05)
-            took = time.monotonic() - started
-        done = len(epochs[0]) + len(epochs[1])
+        subscribers = [
+            stack.enter_context(
+                Subscriber(queue.model, queue.bind, max_concurrency=PLACES, **options)
+            )
+            for _ in epochs
+        ]
+        started = time.monotonic()
+        threads = [
+            threading.Thread(target=handle, args=(subscriber, engine, seen, started + SECONDS))
+            for subscriber, seen in zip(subscribers, epochs, strict=True)
+            for _ in range(HANDLERS)
+        ]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            with engine.connect() as connection:
+                most = max(most, connection.scalar(leased) or 0)
+            time.sleep(0.05)
+        took = time.monotonic() - started
         engine.dispose()
-        again = sum(epoch > 0 for seen in epochs for epoch in seen)
+    done = len(epochs[0]) + len(epochs[1])
+    again = sum(epoch > 0 for seen in epochs for epoch in seen)
     share = min(map(len, epochs)) / max(done, 1)
     return [str(most), f"{again / done:.2%}", f"{share:.0%}", f"{done / took:,.0f}", f"{done:,}"]
 
@@ -74,10 +76,10 @@ def measure(url: str, transport: TransportName, seconds: float) -> list[str]:
 def main() -> None:
     print("| transport | most leased | redelivered | smaller share | settled /s | settled |")
     print("|---|---|---|---|---|---|")
-    for argument in sys.argv[1:]:
-        name, _, url = argument.partition("=")
-        cells = measure(url, cast("TransportName", name.rstrip("0123456789")), 120)
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    with own_cluster() as cluster:
+        for name, options in transports(cluster, "vtgate"):
+            cells = measure(cluster.url(), options)
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

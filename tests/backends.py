@@ -12,6 +12,7 @@ from sqlalchemy import URL, BigInteger, Engine, String, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions, Subscriber
+from sqla_vitess_messages.deadlocks import despite_deadlocks
 from sqla_vitess_messages.enqueue import random_id
 from sqla_vitess_messages.transports import TransportName
 from tests.in_thread import AsyncSubscriberInThread
@@ -110,10 +111,14 @@ def enqueue(engine: Engine, *messages: Any) -> None:
 
 
 def ack(engine: Engine, *messages: Any) -> None:
-    """Ack messages in one transaction."""
-    with Session(engine) as session, session.begin():
-        for message in messages:
-            message.ack(session)
+    """Ack messages in one transaction, again if it meets a deadlock, as Vitess's postpone may."""
+
+    def transaction() -> None:
+        with Session(engine) as session, session.begin():
+            for message in messages:
+                message.ack(session)
+
+    despite_deadlocks(transaction)
 
 
 def row(engine: Engine, message: Any) -> Any:

@@ -31,6 +31,13 @@ __all__ = ["AsyncGrpcTransport", "GrpcTransport"]
 LEAVE_WITHIN = 1.0
 """Seconds to wait for the end of a call that was cancelled."""
 
+GAP = 0.01
+"""Seconds without a message, in which a call is best cancelled: what is on its way then is lost to
+its lease."""
+
+GAP_WITHIN = 0.2
+"""Seconds to wait for a gap."""
+
 
 class _Call:
     """One call of vtgate, from its beginning to its end."""
@@ -66,6 +73,7 @@ class _GrpcStreaming(Streaming[M]):
         super().__init__(model, engine, pull, deliver=deliver, report=report, wake=wake)
         self._grpc = grpc
         self._call = _Call()
+        self._last_arrival = 0.0
 
     def _read_call(self, call: _Call) -> None:
         """Read until the call is cancelled, or fails."""
@@ -95,6 +103,15 @@ class _GrpcStreaming(Streaming[M]):
             session.expunge(message)
             messages.append(message)
 
+    def _arrive(self, messages: list[M]) -> None:
+        super()._arrive(messages)
+        self._last_arrival = time.monotonic()
+
+    def _wait_for_gap(self) -> None:
+        end = time.monotonic() + GAP_WITHIN
+        while self._last_arrival + GAP > time.monotonic() < end:
+            self._sleep(GAP / 4)
+
     def close(self) -> None:
         super().close()
         self._grpc.dispose()
@@ -111,6 +128,7 @@ class GrpcTransport(_GrpcStreaming[M]):
         self._reader.start()
 
     def _end(self) -> None:
+        self._wait_for_gap()
         end = time.monotonic() + LEAVE_WITHIN
         while self._reader.is_alive() and time.monotonic() < end:
             self._call.cancel()  # Again, as it may not have begun yet.
@@ -128,6 +146,7 @@ class AsyncGrpcTransport(_GrpcStreaming[M]):
         self._reader = self._loop.create_task(greenlet_spawn(self._read_call, self._call))
 
     def _end(self) -> None:
+        self._wait_for_gap()
         self._call.cancel()
         await_only(asyncio.wait([self._reader], timeout=LEAVE_WITHIN))
 

@@ -44,9 +44,9 @@ def consume(url: str, suffix: str, receiving: Event) -> None:
             queue.ack_all(session, messages)
 
     with Subscriber(queue, url, max_concurrency=200) as subscriber:
+        receiving.set()
         while True:
             messages = subscriber.get_many(random.choice([1, 25, 50]))
-            receiving.set()
             time.sleep(random.uniform(0, 0.02))  # The work.
             try:
                 settle(messages)
@@ -64,9 +64,10 @@ class Consumer:
         self._process = SPAWN.Process(target=consume, args=(url, suffix, self._receiving))
         self._process.start()
 
-    def kill(self, *, amid_messages: bool) -> None:
-        if amid_messages:
-            assert self._receiving.wait(60)
+    def wait_until_receiving(self) -> None:
+        assert self._receiving.wait(60)
+
+    def kill(self) -> None:
         self._process.kill()
         self._process.join()
 
@@ -88,11 +89,12 @@ def test_each_effect_happens_once_though_consumers_are_killed(server: str) -> No
 
     try:
         for _ in range(MESSAGES // AT_ONCE):
+            victim = random.randrange(CONSUMERS)
+            consumers[victim].wait_until_receiving()
             with Session(engine) as session, session.begin():
                 session.add_all([queue() for _ in range(AT_ONCE)])
             time.sleep(random.uniform(0, 0.5))
-            victim = random.randrange(CONSUMERS)
-            consumers[victim].kill(amid_messages=True)
+            consumers[victim].kill()
             consumers[victim] = Consumer(url, suffix)
         eventually(lambda: acked() == MESSAGES, within=200)
         with engine.connect() as connection:
@@ -101,6 +103,6 @@ def test_each_effect_happens_once_though_consumers_are_killed(server: str) -> No
         assert (total, different) == (MESSAGES, MESSAGES)
     finally:
         for consumer in consumers:
-            consumer.kill(amid_messages=False)
+            consumer.kill()
         queue.metadata.drop_all(engine)
         engine.dispose()

@@ -5,19 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from sqla_vitess_messages import clock
+from sqla_vitess_messages import AlreadySettled, clock
 from sqla_vitess_messages.leases import DEAD
-from tests.backends import PULLING, enqueue, eventually
+from tests.backends import BACKENDS, PULLING, STREAMS, Backend, ack, enqueue, eventually
 
 Subscribe = Callable[..., Any]
 MakeQueue = Callable[..., type[Any]]
 
+streaming = pytest.mark.parametrize(
+    "backend",
+    [backend for backend in BACKENDS if backend.transport in STREAMS],
+    indirect=True,
+    ids=lambda b: b.name,
+)
 pulling = pytest.mark.parametrize("backend", PULLING, indirect=True, ids=lambda b: b.name)
 
 
@@ -132,3 +139,28 @@ def test_what_waited_too_long_goes_back_without_counting_as_an_attempt(
     time.sleep(1)  # Nobody asks for them in time.
     received = [subscriber.get(20) for _ in range(2)]
     assert [message.epoch for message in received] == [0, 0]
+
+
+@streaming
+def test_a_stream_that_brings_too_much_is_left_and_the_excess_given_back(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, backend: Backend
+) -> None:
+    queue, count = make_queue(ack_wait=20), 300
+    # What is on its way as a segment or a call ends is lost, and comes back after its lease.
+    lost = count / 5 if backend.transport == "stream" else count / 15
+    subscriber = subscribe(queue, max_concurrency=5)
+    enqueue(engine, queue())
+    held = [subscriber.get(20)]
+    time.sleep(1)  # The queue is empty, so it streams.
+    enqueue(engine, *(queue() for _ in range(count)))
+    eventually(lambda: held.extend(subscriber.get_many(10, 0.1)) or len(held) == 5)
+    assert subscriber.get(0.5) is None
+    eventually(lambda: leased(engine, queue) <= 5 + lost, within=10)
+    epochs: dict[int, int] = {}
+    while len(epochs) <= count:
+        for message in held or subscriber.get_many(5, 60):
+            with suppress(AlreadySettled):
+                ack(engine, message)
+            epochs.setdefault(message.id, message.epoch)
+        held = []
+    assert sum(epoch > 0 for epoch in epochs.values()) <= lost  # To be given back is no attempt.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.exc import IntegrityError
 
+from sqla_vitess_messages import transactions
 from sqla_vitess_messages.transactions import Commit, on_commit
 
 
@@ -89,8 +90,11 @@ def test_an_engine_with_options_is_the_same_engine(connection: Connection, calls
     assert calls == ["before", "before"]
 
 
-def test_an_engine_that_nothing_was_asked_of_has_no_events(connection: Connection) -> None:
-    assert not connection.engine._has_events
+def test_only_engines_that_something_was_asked_of_are_listened_to(connection: Connection) -> None:
+    engine = connection.engine
+    assert not event.contains(engine, "commit", transactions._on_commit)
+    on_commit(connection, lambda _none, _commit: None, None)
+    assert event.contains(engine, "commit", transactions._on_commit)
 
 
 def test_a_commit_is_over_when_the_server_has_answered(connection: Connection) -> None:
