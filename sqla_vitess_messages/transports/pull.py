@@ -84,8 +84,9 @@ class PullTransport(Leasing[M]):
             for puller in self._take_turns():
                 if taken == limit or self._interrupted:
                     break
-                if at_once or puller.something_is_due():
-                    messages = puller.take(limit - taken, due_for=due_for)
+                if not (at_once or puller.something_is_due()):
+                    continue
+                if messages := puller.take(limit - taken, due_for=due_for):
                     taken += len(messages)
                     self._deliver(messages)
         except DBAPIError:
