@@ -15,9 +15,10 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.orm import Session
 
-from benchmarks.tables import bench, own_cluster
+from benchmarks.tables import bench
 from benchmarks.transports import transports
 from sqla_vitess_messages import Subscriber, clock
+from tools.vitess import Cluster, temporary
 
 MESSAGES, PLACES, HANDLERS, WORK = 20_000, 50, 25, 0.02
 
@@ -76,7 +77,7 @@ def measure(url: str, options: dict[str, Any]) -> list[str]:
 def main() -> None:
     print("| transport | most leased | redelivered | smaller share | settled /s | settled |")
     print("|---|---|---|---|---|---|")
-    with own_cluster() as cluster:
+    with temporary(Cluster) as cluster:
         for name, options in transports(cluster, "vtgate"):
             cells = measure(cluster.url(), options)
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, BigInteger, Engine, String, create_engine, insert, make_url, select
@@ -18,7 +15,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions
-from tools.vitess import Cluster
 
 BODY = "x" * 100
 
@@ -76,20 +72,6 @@ class Bench:
         producer.start()
         yield
         producer.join()
-
-
-@contextmanager
-def own_cluster() -> Iterator[Cluster]:
-    """Start a Vitess cluster, and remove it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-bench-"))
-    folder.chmod(0o755)
-    cluster = Cluster(folder)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _burst(url: URL, suffix: str, count: int) -> None:

@@ -19,9 +19,9 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from benchmarks import work
-from benchmarks.tables import BODY, bench, make_models, own_cluster
+from benchmarks.tables import BODY, bench, make_models
 from sqla_vitess_messages import Subscriber
-from tools.vitess import Cluster
+from tools.vitess import Cluster, temporary
 
 RATES = {1: 20, 20: 10, 200: 10}
 """Messages a second, and for how many seconds."""
@@ -117,7 +117,7 @@ def main() -> None:
     heads += ["drained /s", f"leased beyond {HELD}", "idle, statements/s"]
     print("| " + " | ".join(heads) + " |")
     print("|---" * len(heads) + "|")
-    with own_cluster() as cluster:
+    with temporary(Cluster) as cluster:
         for delay, gate in GATES.items():
             url = cluster.url(gate=gate)
             for name, options in transports(cluster, gate):

@@ -46,9 +46,9 @@ class BaseSubscriber(Generic[M]):
     ) -> None:
         if not (isinstance(model, type) and issubclass(model, MessageQueueMixin)):
             raise InvalidArgumentType(f"model={model!r}: expected a class with MessageQueueMixin")
-        _check_count("max_concurrency", max_concurrency, 10_000)
+        check_count("max_concurrency", max_concurrency, 10_000)
         if max_attempts is not None:
-            _check_count("max_attempts", max_attempts, 2**31 - 1)
+            check_count("max_attempts", max_attempts, 2**31 - 1)
         if on_event is not None and not callable(on_event):
             raise InvalidArgumentType(f"on_event={on_event!r}: expected a callable")
         check_shards(shards)
@@ -146,7 +146,8 @@ def check_n(n: int) -> None:
         raise InvalidArgument(f"n={n!r}: expected an int of at least 1")
 
 
-def _check_count(name: str, value: int, most: int) -> None:
+def check_count(name: str, value: int, most: int) -> None:
+    """Refuse what is no whole number from 1 to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidArgumentType(f"{name}={value!r}: expected an int")
     if not 1 <= value <= most:

@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import Any, Generic
 
 from . import clock
-from .base_subscriber import BaseSubscriber, M
+from .base_subscriber import BaseSubscriber, M, check_count
 from .ddl import OPTIONS_KEY, queue_table
-from .errors import InvalidArgument, InvalidArgumentType
+from .errors import InvalidArgumentType
 from .retries import RetryPolicy, Verdict
 
 __all__ = ["BaseWorker"]
@@ -37,9 +37,9 @@ class BaseWorker(Generic[M]):
                 raise InvalidArgumentType(f"{name}={value!r}: expected a callable")
         if not (retry is None or isinstance(retry, RetryPolicy)):
             raise InvalidArgumentType(f"retry={retry!r}: expected a RetryPolicy")
-        _check_count("concurrency", concurrency, 1000)
+        check_count("concurrency", concurrency, 1000)
         if batch_size is not None:
-            _check_count("batch_size", batch_size, 500)
+            check_count("batch_size", batch_size, 500)
         self.concurrency = concurrency
         self._handler = handler
         self._session_factory = session_factory
@@ -89,10 +89,3 @@ class BaseWorker(Generic[M]):
 
     def _extra(self, message: M) -> dict[str, object]:
         return {"queue": self._queue, "message_id": message.id, "epoch": message.epoch}
-
-
-def _check_count(name: str, value: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgumentType(f"{name}={value!r}: expected an int")
-    if not 1 <= value <= most:
-        raise InvalidArgument(f"{name}={value}: expected from 1 to {most}")

@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions
 from tests.backends import BACKENDS, Backend, make_queue_class, make_subscriber
 from tests.servers import URLS, server_url
-from tools.vitess import Cluster, Dev, MariaDB, MissingTool, MySQL, install
+from tools.vitess import Cluster, Dev, MariaDB, MissingTool, MySQL, install, temporary
 
 _running: list[Any] = []
 _folder = ""
@@ -183,12 +183,5 @@ def subscribe(url: str, backend: Backend) -> Iterator[Callable[..., Any]]:
 def apart() -> Iterator[Dev]:
     """A Vitess of the test's own, whose schema reloading it may stop."""
     server_url("vtgate")
-    folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-apart-"))
-    folder.chmod(0o755)
-    dev = Dev(folder)
-    try:
-        dev.start()
+    with temporary(Dev) as dev:
         yield dev
-    finally:
-        dev.stop()
-        shutil.rmtree(folder, ignore_errors=True)

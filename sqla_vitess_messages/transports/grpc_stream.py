@@ -35,7 +35,7 @@ GAP = 0.01
 """Seconds without a message, in which a call is best cancelled: what is on its way then is lost to
 its lease."""
 
-GAP_WITHIN = 0.2
+GAP_WITHIN = 0.5
 """Seconds to wait for a gap."""
 
 

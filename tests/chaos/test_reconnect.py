@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,30 +19,12 @@ from sqla_vitess_messages.enqueue import random_id
 from sqla_vitess_messages.transports import TransportName
 from sqla_vitess_messages.transports.shards import find_shards
 from tests.backends import ack, enqueue, eventually, make_queue_class
-from tests.servers import server_url
 from tools.vitess import Cluster
 from tools.vitess.cluster import SHARDED, TABLETS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("chaos"), pytest.mark.timeout(240)]
 
 TRANSPORTS: list[TransportName] = ["auto", "stream", "grpc"]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster that no other test uses."""
-    server_url("vtgate-fast")
-    if os.environ.get("VITESS_URL"):
-        pytest.skip("VITESS_URL names a Vitess that this test can't kill")
-    folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-chaos-"))
-    folder.chmod(0o755)
-    cluster = Cluster(folder)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def kill_vtgate(cluster: Cluster) -> None:

@@ -307,7 +307,7 @@ def test_a_deadlock_is_no_failed_attempt(bench: Bench) -> None:
     async def lock_both(message: Any, session: AsyncSession) -> None:
         epochs.append(message.epoch)
         await session.execute(opponent.lock(FIRST))
-        opponent.want_first()
+        await asyncio.to_thread(opponent.want_first)
         await session.execute(opponent.lock(SECOND))
 
     async def main() -> None:

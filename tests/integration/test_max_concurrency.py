@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import AlreadySettled, clock
 from sqla_vitess_messages.leases import DEAD
-from tests.backends import BACKENDS, PULLING, STREAMS, Backend, ack, enqueue, eventually
+from tests.backends import BACKENDS, PULLING, STREAMS, ack, enqueue, eventually
 
 Subscribe = Callable[..., Any]
 MakeQueue = Callable[..., type[Any]]
@@ -143,11 +143,11 @@ def test_what_waited_too_long_goes_back_without_counting_as_an_attempt(
 
 @streaming
 def test_a_stream_that_brings_too_much_is_left_and_the_excess_given_back(
-    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, backend: Backend
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
     queue, count = make_queue(ack_wait=20), 300
     # What is on its way as a segment or a call ends is lost, and comes back after its lease.
-    lost = count / 5 if backend.transport == "stream" else count / 15
+    lost = count / 5
     subscriber = subscribe(queue, max_concurrency=5)
     enqueue(engine, queue())
     held = [subscriber.get(20)]

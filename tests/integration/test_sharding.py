@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,12 +12,10 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     Engine,
-    MetaData,
     String,
     Table,
     create_engine,
     event,
-    make_url,
     select,
     text,
 )
@@ -37,11 +33,9 @@ from sqla_vitess_messages.enqueue import random_id
 from sqla_vitess_messages.transports.shards import choose_shards
 from sqla_vitess_messages.vschema import (
     AddSequence,
-    AddTable,
     AddVindex,
     CreateVindex,
     DropSequence,
-    DropTable,
     DropVindex,
     RemoveVindex,
     alter_vschema,
@@ -358,32 +352,3 @@ def test_a_queue_may_be_sharded_by_several_columns(
     base.metadata.drop_all(engine)
     with engine.connect() as connection:
         alter_vschema(connection, DropVindex(vindex))
-
-
-def test_changes_of_the_vschema_at_the_same_time_are_all_kept(engine: Engine) -> None:
-    """vtgate writes what it remembers of other keyspaces: unguarded, some of 20 were lost."""
-    fast = make_url(server_url("vtgate")).set(port=make_url(server_url("vtgate-fast")).port)
-    main = create_engine(fast)
-    names = [f"both_{secrets.token_hex(6)}" for _ in range(20)]
-    together = threading.Barrier(2)
-
-    def change(engine: Engine, statements: list[Any]) -> None:
-        with engine.connect() as connection:
-            for statement in statements:
-                together.wait(20)
-                alter_vschema(connection, statement)
-
-    with ThreadPoolExecutor(2) as pool:
-        vindexes = [AddVindex(name, ["id"], "hash") for name in names]
-        both = [pool.submit(change, engine, vindexes),
-                pool.submit(change, main, [AddTable(name) for name in names])]  # fmt: skip
-        for changed in both:
-            changed.result()
-    with engine.connect() as connection, main.connect() as in_main:
-        for name in names:
-            assert len(vindexes_of(connection, Table(name, MetaData()))) == 1
-        assert set(in_main.scalars(text("SHOW VSCHEMA TABLES"))) >= set(names)
-        for name in names:
-            alter_vschema(connection, DropTable(name))
-            alter_vschema(in_main, DropTable(name))
-    main.dispose()

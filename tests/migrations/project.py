@@ -61,6 +61,8 @@ class Project:
         text = env.read_text().replace(
             "target_metadata = None", "import models\ntarget_metadata = models.Base.metadata"
         )
+        # The logging that other tests in this process look at goes on.
+        text = text.replace("fileConfig(", "fileConfig(disable_existing_loggers=False, fname=")
         if not url.startswith("sqlite"):
             settings = _SHARED_DATABASE.format(name=self.name, schema=version_table_schema)
             text = text.replace("context.configure(", settings)

@@ -9,5 +9,6 @@ from .dev import Dev
 from .mariadb import MariaDB
 from .mysqld import MySQL
 from .parts import MissingTool, install
+from .process import temporary
 
-__all__ = ["Cluster", "Dev", "MariaDB", "MissingTool", "MySQL", "install"]
+__all__ = ["Cluster", "Dev", "MariaDB", "MissingTool", "MySQL", "install", "temporary"]

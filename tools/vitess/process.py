@@ -10,9 +10,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 UNPRIVILEGED = "nobody"
 """Whom root starts the servers as: mysqld and the Vitess programs refuse to be root."""
@@ -70,6 +72,34 @@ class Ports:
             self._ports[name] = free_port()
             self._saved.write_text(json.dumps(self._ports))
         return self._ports[name]
+
+
+class Startable(Protocol):
+    """Servers with their data in a folder."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+S = TypeVar("S", bound=Startable)
+
+
+@contextlib.contextmanager
+def temporary(make: Callable[[Path], S]) -> Iterator[S]:
+    """Start servers in a folder of their own, and remove both at the end.
+
+    :param make: such as :class:`.Cluster`.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-"))
+    folder.chmod(0o755)
+    servers = make(folder)
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Server:
