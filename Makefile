@@ -11,7 +11,7 @@ demo: $(VENV)/.cli
 	$(BIN)/sqla-vitess-messages demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 4 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m soak tests/soak -rP

@@ -19,4 +19,4 @@ def tests(session: nox.Session, sqlalchemy: str) -> None:
 def vitess(session: nox.Session) -> None:
     """Run everything, on real databases too."""
     session.install("--editable", ".[dev]")
-    session.run("pytest", "-n", "4", "--dist", "loadgroup", *session.posargs)
+    session.run("pytest", "-n", "3", "--dist", "loadgroup", *session.posargs)

@@ -71,8 +71,10 @@ LOCK = "sqla_vitess_messages.vschema"
 LOCKED_WITHIN = 30
 """Seconds to wait for the lock; then it is done without. Vitess takes whole ones."""
 
-PROPAGATION = 0.1
-"""Seconds until all vtgates have heard of a change; they don't tell."""
+PROPAGATION = 0.2
+"""Seconds until all vtgates have heard of a change; they don't tell. The one that made it hears of
+an earlier one in that time, too, and then forgets the later one for a moment.
+"""
 
 ATTEMPTS = 3
 
@@ -283,6 +285,8 @@ def wait_until_known(connection: Connection, table: Table, within: float = KNOWN
     looking = select(*table.primary_key.columns).limit(1)
     while True:
         with suppress(DBAPIError):
+            connection.execute(looking)
+            time.sleep(PROPAGATION)
             connection.execute(looking)
             return
         if time.monotonic() >= deadline:

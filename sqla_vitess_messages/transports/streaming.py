@@ -43,6 +43,9 @@ Once is no proof: messages whose transaction took long are overdue as they commi
 SILENT_PAUSE = 0.05
 """Seconds between two looks while the stream is silent."""
 
+PULLED_AFTER = 0.1
+"""Seconds that a message may be due while the stream is silent: one that works again is faster."""
+
 CONFIRM_WITHIN = 5.0
 """Seconds to wait for the postpone that follows a delivery."""
 
@@ -124,7 +127,7 @@ class Streaming(Leasing[M]):
     def _look_for_overlooked(self, room: int) -> None:
         silent = self._missed >= SILENT_AFTER
         streamed, self._has_streamed = self._has_streamed, False
-        overlooked = self._pull.take(room, due_for=0 if silent else OVERLOOKED_AFTER)
+        overlooked = self._pull.take(room, due_for=PULLED_AFTER if silent else OVERLOOKED_AFTER)
         self._watch(overlooked, streamed=streamed)
         silent = self._missed >= SILENT_AFTER
         self._next_look = time.monotonic() + (SILENT_PAUSE if silent else LOOK_AFTER)

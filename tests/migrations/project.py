@@ -9,13 +9,15 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import alembic.config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, MetaData, Table, create_engine, inspect
+from sqlalchemy.exc import OperationalError
 
 _MODELS = """\
 from sqlalchemy import *
@@ -81,10 +83,21 @@ class Project:
         sys.modules.pop("models", None)
         with contextlib.redirect_stdout(printed), _chdir(self.folder):
             try:
-                alembic.config.main(argv=[*arguments])
+                self._run(arguments)
             except SystemExit as error:
                 raise CommandFailed(printed.getvalue()) from error
         return printed.getvalue()
+
+    @staticmethod
+    def _run(arguments: Sequence[str]) -> None:
+        try:
+            alembic.config.main(argv=[*arguments])
+        except OperationalError as error:
+            # While others change the vschema, vtgate may forget a table for a moment.
+            if "not found" not in str(error.orig):
+                raise
+            time.sleep(1)
+            alembic.config.main(argv=[*arguments])
 
     def revision(self) -> str:
         """Autogenerate a revision, and return the code of its functions without comments."""
