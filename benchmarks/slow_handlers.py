@@ -22,7 +22,7 @@ from tools.vitess import Cluster, temporary
 
 MESSAGES, PLACES, HANDLERS, WORK = 20_000, 50, 25, 0.02
 
-SECONDS = 60
+SECONDS = 40
 """For each transport."""
 
 

@@ -23,7 +23,7 @@ from benchmarks.tables import BODY, bench, make_models
 from sqla_vitess_messages import Subscriber
 from tools.vitess import Cluster, temporary
 
-RATES = {1: 20, 20: 10, 200: 10}
+RATES = {1: 15, 20: 10, 200: 10}
 """Messages a second, and for how many seconds."""
 
 BACKLOG = 20_000

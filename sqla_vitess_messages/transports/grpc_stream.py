@@ -31,11 +31,11 @@ __all__ = ["AsyncGrpcTransport", "GrpcTransport"]
 LEAVE_WITHIN = 1.0
 """Seconds to wait for the end of a call that was cancelled."""
 
-GAP = 0.01
+GAP = 0.1
 """Seconds without a message, in which a call is best cancelled: what is on its way then is lost to
 its lease."""
 
-GAP_WITHIN = 0.5
+GAP_WITHIN = 0.6
 """Seconds to wait for a gap."""
 
 
@@ -110,7 +110,7 @@ class _GrpcStreaming(Streaming[M]):
     def _wait_for_gap(self) -> None:
         end = time.monotonic() + GAP_WITHIN
         while self._last_arrival + GAP > time.monotonic() < end:
-            self._sleep(GAP / 4)
+            self._sleep(GAP / 10)
 
     def close(self) -> None:
         super().close()

@@ -8,6 +8,7 @@ it when the stream falls silent: a tablet's can die while the table goes on taki
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -48,6 +49,11 @@ PULLED_AFTER = 0.1
 
 CONFIRM_WITHIN = 5.0
 """Seconds to wait for the postpone that follows a delivery."""
+
+UNSUBSCRIBED_AFTER = 0.2
+"""Seconds until the tablet has noticed that a stream was left. Until then it would send to nobody
+what is given back, and postpone it.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +107,7 @@ class Streaming(Leasing[M]):
         columns = self._table.c
         self._looking = select(columns.id, columns.epoch).where(*are_in_batch(self._table))
         self._reading = False
+        self._left = -math.inf
         self._failure: Exception | None = None
         self._has_streamed = False
         self._missed = 0
@@ -155,6 +162,7 @@ class Streaming(Leasing[M]):
     def stop(self) -> None:
         if self._reading:
             self._end()
+            self._left = time.monotonic()
         self._reading = False
         self._failure = None
         self.pause = 0.0
@@ -224,6 +232,7 @@ class Streaming(Leasing[M]):
 
     def give_back(self, messages: Sequence[M]) -> None:
         self.confirm(messages)
+        self._sleep(max(self._left + UNSUBSCRIBED_AFTER - time.monotonic(), 0.0))
         super().give_back(messages)
 
     def close(self) -> None:
