@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import embedded, footprint, growth, latency, shard, vitess
 from benchmarks.figures import HEAD, QUICK, Figure
-from tools.vitess import Cluster, MySQL, install
+from tools.vitess import Cluster, MySQL, install, temporary
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
@@ -26,43 +26,53 @@ PAGE = ROOT / "docs" / "explanation" / "performance.md"
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->"
 
 
+@dataclass
+class Place:
+    """Where to measure."""
+
+    folder: Path
+    mysql: MySQL
+    cluster: Cluster
+
+
+PARTS: dict[str, Callable[[Place], Iterator[Figure]]] = {
+    "vitess": lambda place: vitess.measure(place.cluster),
+    "shard": lambda place: shard.measure(place.cluster),
+    "latency": lambda place: latency.measure(place.cluster),
+    "layouts": lambda place: vitess.layouts(place.cluster),
+    "sqlite": lambda place: embedded.measure_sqlite(place.folder),
+    "mysql": lambda place: embedded.measure_mysql(place.mysql.url),
+    "drivers": lambda place: embedded.drivers(place.mysql.url),
+    "growth": lambda place: growth.measure(place.folder, place.mysql.url),
+    "footprint": lambda place: footprint.measure(place.folder),
+}
+
+
 def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-bench-"))
-    folder.chmod(0o755)
-    cluster = Cluster(folder / "cluster")
-    mysql = MySQL("mysql", folder, install(), ["messages"])
     wanted = sys.argv[1:]
-    parts: dict[str, Callable[[], Iterator[Figure]]] = {
-        "vitess": lambda: vitess.measure(cluster),
-        "shard": lambda: shard.measure(cluster),
-        "latency": lambda: latency.measure(cluster),
-        "layouts": lambda: vitess.layouts(cluster),
-        "sqlite": lambda: embedded.measure_sqlite(folder),
-        "mysql": lambda: embedded.measure_mysql(mysql.url),
-        "drivers": lambda: embedded.drivers(mysql.url),
-        "growth": lambda: growth.measure(folder, mysql.url),
-        "footprint": lambda: footprint.measure(folder),
-    }
-    if unknown := set(wanted) - parts.keys():
-        sys.exit(f"no {', '.join(sorted(unknown))}: expected of {', '.join(parts)}")
-    figures: list[Figure] = []
-    try:
-        mysql.start()
-        cluster.start()
+    if unknown := set(wanted) - PARTS.keys():
+        sys.exit(f"no {', '.join(sorted(unknown))}: expected of {', '.join(PARTS)}")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        temporary(lambda data: MySQL("mysql", data, install(), ["messages"])) as mysql,
+        temporary(Cluster) as cluster,
+    ):
         mysql.wait()
-        print(HEAD, flush=True)
-        for name in wanted or parts:
-            started = time.monotonic()
-            for figure in parts[name]():
-                figures.append(figure)
-                print(figure.as_row(), flush=True)
-            print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-    finally:
-        cluster.stop()
-        mysql.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        figures = _measure(Place(Path(folder), mysql, cluster), wanted or list(PARTS))
     if not QUICK and not wanted:
         _write(figures)
+
+
+def _measure(place: Place, names: Sequence[str]) -> list[Figure]:
+    figures: list[Figure] = []
+    print(HEAD, flush=True)
+    for name in names:
+        started = time.monotonic()
+        for figure in PARTS[name](place):
+            figures.append(figure)
+            print(figure.as_row(), flush=True)
+        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    return figures
 
 
 def _write(figures: list[Figure]) -> None:

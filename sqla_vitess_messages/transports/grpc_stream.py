@@ -59,6 +59,9 @@ class _GrpcStreaming(Streaming[M]):
     :param grpc: an engine for the stream alone.
     """
 
+    rows_at_once = 10_000
+    """The driver returns fewer: those that came together."""
+
     def __init__(
         self,
         model: type[M],

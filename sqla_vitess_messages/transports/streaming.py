@@ -89,6 +89,9 @@ class Streaming(Leasing[M]):
     :param wake: set when reading has failed.
     """
 
+    rows_at_once = 1
+    """How many to ask the driver for: it waits until it has all of them."""
+
     def __init__(
         self,
         model: type[M],
@@ -192,8 +195,7 @@ class Streaming(Leasing[M]):
 
         :param seconds: after which the server ends it; None for never.
         """
-        # More rows at a time, and a driver would wait until it has all of them.
-        options = {"stream_results": True, "yield_per": 1}
+        options = {"stream_results": True, "yield_per": self.rows_at_once}
         yield from session.scalars(self._streaming(seconds), execution_options=options)
 
     def _streaming(self, seconds: float | None) -> Any:
