@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from sqlalchemy import BigInteger, insert, literal, select
@@ -21,14 +22,17 @@ STEP = 10**12
 
 
 def measure(folder: Path, mysql: str) -> Iterator[Figure]:
-    """Enqueue, receive and ack, as the table grows."""
+    """Enqueue, receive and ack in three tables in turns, when all are filled."""
     for database, url in (("SQLite", f"sqlite:///{folder}/growth.db"), ("MySQL 8", mysql)):
-        costs: dict[int, list[float]] = {}
-        with bench(url, purge_after=86_400) as queue:
-            rows = 0
-            for size in SIZES:
-                rows = _grow(queue, rows, size)
-                costs[size] = [_cost(queue) for _ in range(max(ROUNDS, 2))]
+        costs: dict[int, list[float]] = {size: [] for size in SIZES}
+        with ExitStack() as stack:
+            queues = {size: stack.enter_context(bench(url, purge_after=86_400)) for size in SIZES}
+            for size, queue in queues.items():
+                _grow(queue, size)
+                _cost(queue)  # The server has yet to write down what the table was filled with.
+            for _ in range(ROUNDS):
+                for size, queue in queues.items():
+                    costs[size].append(_cost(queue))
         for size in SIZES[1:]:
             yield Figure(
                 f"{database}: enqueue, receive and ack among {size:,} rows",
@@ -48,22 +52,21 @@ def _cost(queue: Bench) -> float:
     return (time.perf_counter() - started) / count * 1e6
 
 
-def _grow(queue: Bench, rows: int, size: int) -> int:
+def _grow(queue: Bench, size: int) -> None:
     """Fill the table: half of the rows are acked, half are scheduled for later."""
     columns = queue.model.__table__.c
     now, later = clock.now(), clock.now() + 10**9 * 86_400
-    if not rows:
-        with queue.engine.begin() as connection:
-            connection.execute(
-                insert(queue.model),
-                [
-                    {"id": number, "body": BODY, "time_created": now, "time_scheduled": now,
-                     "time_acked": now if number % 2 else None,
-                     "time_next": None if number % 2 else later + number}
-                    for number in range(1, 5_001)
-                ],
-            )  # fmt: skip
-        rows = 5_000
+    with queue.engine.begin() as connection:
+        connection.execute(
+            insert(queue.model),
+            [
+                {"id": number, "body": BODY, "time_created": now, "time_scheduled": now,
+                 "time_acked": now if number % 2 else None,
+                 "time_next": None if number % 2 else later + number}
+                for number in range(1, 5_001)
+            ],
+        )  # fmt: skip
+    rows = 5_000
     while rows < size:
         step = literal(STEP + rows, BigInteger)
         more = min(rows, size - rows)
@@ -73,4 +76,3 @@ def _grow(queue: Bench, rows: int, size: int) -> int:
         with queue.engine.begin() as connection:
             connection.execute(insert(queue.model).from_select(list(columns), filled.limit(more)))
         rows += more
-    return rows
