@@ -79,9 +79,9 @@ class Figure:
         verdict = {True: "met", False: "**missed**", None: ""}[self.met]
         cells = [
             self.name,
-            f"{_number(middle)} ({_number(min(self.values))}–{_number(max(self.values))})",
+            f"{as_text(middle)} ({as_text(min(self.values))}–{as_text(max(self.values))})",
             self.unit,
-            f"{self.reference}: {_number(statistics.median(self.references))}",
+            f"{self.reference}: {as_text(statistics.median(self.references))}",
             f"{self.ratio:.2f}",
             goal,
             verdict,
@@ -118,5 +118,5 @@ def compare(
     return figure
 
 
-def _number(value: float) -> str:
+def as_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

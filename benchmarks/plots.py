@@ -11,7 +11,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, as_text
 
 MET, MISSED, REPORTED = "#2a7f62", "#c8553d", "#8a8d91"
 
@@ -34,18 +34,19 @@ def _draw(figures: Sequence[Figure], path: Path, label: str) -> None:
         axes.barh(row, figure.ratio, color=colour, height=0.6)
         if figure.goal is not None:
             axes.plot([figure.goal.bound] * 2, [row - 0.4, row + 0.4], color="black", linewidth=2)
-        value = statistics.median(figure.values)
-        axes.annotate(f" {figure.ratio:.2f}  ({value:,.4g} {figure.unit})",
-                      (figure.ratio, row), va="center", fontsize=8)  # fmt: skip
+        value = as_text(statistics.median(figure.values))
+        end = max(figure.ratio, figure.goal.bound if figure.goal else 0)
+        axes.annotate(f"  {figure.ratio:.2f}  ({value} {figure.unit})",
+                      (end, row), va="center", fontsize=8)  # fmt: skip
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(low, high * 4)
+    axes.margins(y=0.01)
     axes.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
     names = [f"{figure.name}\nagainst {figure.reference}" for figure in reversed(figures)]
     axes.set_yticks(range(len(figures)), names, fontsize=7)
     axes.set_xlabel(f"{label} (a black mark is the goal)")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    picture.tight_layout()
-    picture.savefig(path, dpi=110)
+    picture.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(picture)
