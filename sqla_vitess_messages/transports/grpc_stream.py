@@ -31,6 +31,9 @@ __all__ = ["AsyncGrpcTransport", "GrpcTransport"]
 LEAVE_WITHIN = 1.0
 """Seconds to wait for the end of a call that was cancelled."""
 
+ROWS_AT_ONCE = 10_000
+"""More than come together: the driver doesn't wait for more."""
+
 GAP = 0.1
 """Seconds without a message, in which a call is best cancelled: what is on its way then is lost to
 its lease."""
@@ -58,9 +61,6 @@ class _GrpcStreaming(Streaming[M]):
     :param engine: for everything but the stream.
     :param grpc: an engine for the stream alone.
     """
-
-    rows_at_once = 10_000
-    """The driver returns fewer: those that came together."""
 
     def __init__(
         self,
@@ -102,7 +102,8 @@ class _GrpcStreaming(Streaming[M]):
                 messages.clear()
 
         driver.before_waiting = hand_over
-        for message in self._read(session):
+        # Without stream_results, which would keep one row back until there are more.
+        for message in session.scalars(self._streaming()).yield_per(ROWS_AT_ONCE):
             session.expunge(message)
             messages.append(message)
 

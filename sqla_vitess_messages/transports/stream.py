@@ -93,7 +93,11 @@ class StreamTransport(Streaming[M]):
                 try:
                     connection.execute(text("SET workload='olap'"))
                     session = Session(connection, autoflush=False)
-                    for message in self._read(session, seconds):
+                    # Asked for more rows at a time, PyMySQL would wait until it has all of them.
+                    options = {"stream_results": True, "yield_per": 1}
+                    for message in session.scalars(
+                        self._streaming(seconds), execution_options=options
+                    ):
                         session.expunge(message)
                         self._arrive([message])
                 finally:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from sqlalchemy import Engine, Table, select
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import TextClause, TextualSelect
@@ -88,9 +87,6 @@ class Streaming(Leasing[M]):
     :param report: called when the stream falls silent, and when it speaks again.
     :param wake: set when reading has failed.
     """
-
-    rows_at_once = 1
-    """How many to ask the driver for: it waits until it has all of them."""
 
     def __init__(
         self,
@@ -190,15 +186,11 @@ class Streaming(Leasing[M]):
         self._failure = error
         self._wake.set()
 
-    def _read(self, session: Session, seconds: float | None = None) -> Iterator[M]:
-        """Yield what the stream brings, as the session's instances.
+    def _streaming(self, seconds: float | None = None) -> Any:
+        """Return what reads the stream.
 
         :param seconds: after which the server ends it; None for never.
         """
-        options = {"stream_results": True, "yield_per": self.rows_at_once}
-        yield from session.scalars(self._streaming(seconds), execution_options=options)
-
-    def _streaming(self, seconds: float | None) -> Any:
         names = self._options.message_cols
         assert names is not None  # Every layout that Vitess takes today names them.
         # TextualSelect asks no more of its text than that it compiles.
