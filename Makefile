@@ -1,5 +1,5 @@
-# make demo: the main job, on SQLite.   make test: all tests, on real databases too.
-# make bench: all figures, in twenty minutes; make bench QUICK=1: in two.
+# make demo: the most common use, on SQLite.   make test: all tests, on real databases too.
+# make bench: all benchmarks, in twenty minutes; make bench QUICK=1: in two.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -32,13 +32,13 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 proto: $(VENV)/.dev
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. sqla_vitess_messages/vtgate_grpc/vtgate.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. sqla_vitess_messages/vitess/grpc/vtgate.proto
 
 clean:
 	rm -rf $(VENV)
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.x")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.cli: pyproject.toml | $(BIN)/python

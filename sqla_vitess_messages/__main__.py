@@ -1,4 +1,4 @@
-"""The command ``sqla-vitess-messages``, also ``python -m sqla_vitess_messages``."""
+"""The command ``sqla-vitess-messages``, also run by ``python -m sqla_vitess_messages``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sys
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command; exit with a hint when the extra ``cli`` is missing."""
     try:
-        from .cli import app
+        from .cli.app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise

@@ -1,11 +1,11 @@
-"""The one clock: nanoseconds since the Unix epoch, as Vitess stores times."""
+"""The library's only clock: nanoseconds since the Unix epoch, as Vitess stores times."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, bindparam
@@ -14,28 +14,40 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from .errors import InvalidArgument, InvalidArgumentType
 
+__all__ = [
+    "MAX_SECONDS",
+    "NANOSECONDS",
+    "database_now",
+    "from_datetime",
+    "now",
+    "to_datetime",
+    "to_nanoseconds",
+    "to_seconds",
+    "wall_clock",
+]
+
 NANOSECONDS = 1_000_000_000
-"""In one second."""
+"""Nanoseconds in one second."""
 
 MAX_SECONDS = 3_155_760_000
-"""100 years: what is longer than that overflows a BIGINT of nanoseconds when added to now."""
+"""100 years. A longer duration, added to now, may overflow a BIGINT of nanoseconds."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 wall_clock: Callable[[], int] = time.time_ns
-"""Where :func:`now` comes from. Tests replace it."""
+"""The source of :func:`now`. Tests replace it."""
 
 
 def now() -> int:
-    """Return the time in nanoseconds since the Unix epoch."""
+    """Return the current time in nanoseconds since the Unix epoch."""
     return wall_clock()
 
 
 class database_now(ColumnElement[int]):  # noqa: N801  # Used like a SQL function.
-    """The database's own time in nanoseconds since the Unix epoch, for statements.
+    """The database's current time in nanoseconds since the Unix epoch, for statements.
 
-    So leases depend on one clock, however many hosts take them. SQLite runs in this process: its
-    clock is :func:`now`.
+    With it leases depend on one clock, however many hosts take them. SQLite runs in this process,
+    so its clock is :func:`now`.
     """
 
     __visit_name__ = "message_queue_now"
@@ -51,7 +63,7 @@ def _compile_now(_element: database_now, compiler: SQLCompiler, **kw: Any) -> st
 @compiles(database_now, "mysql")
 @compiles(database_now, "mariadb")
 def _compile_mysql_now(_element: database_now, _compiler: SQLCompiler, **_kw: Any) -> str:
-    # UNIX_TIMESTAMP(NOW()) is ambiguous in the hour when summer time ends.
+    # UNIX_TIMESTAMP(NOW()) would be ambiguous in the hour in which summer time ends.
     return "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) * 1000)"
 
 
@@ -85,14 +97,14 @@ def to_nanoseconds(seconds: float) -> int:
 def from_datetime(value: datetime, name: str) -> int:
     """Return an aware datetime as nanoseconds since the Unix epoch.
 
-    :raises InvalidArgumentType: when it is no datetime.
-    :raises InvalidArgument: when it has no time zone, or lies before 1970 or after 2200.
+    :raises InvalidArgumentType: when it isn't a datetime.
+    :raises InvalidArgument: when it has no time zone, or isn't from 1970 to 2199.
     """
     if not isinstance(value, datetime):
         raise InvalidArgumentType(f"{name}={value!r}: expected a datetime with a time zone")
     if value.utcoffset() is None:
         raise InvalidArgument(
-            f"{name}={value!r}: has no time zone; say which, as in "
+            f"{name}={value!r}: has no time zone; give one, as in "
             "datetime.now(timezone.utc) or value.replace(tzinfo=...)"
         )
     nanoseconds = (value - _EPOCH) // timedelta(microseconds=1) * 1000

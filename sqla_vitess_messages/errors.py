@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "AlreadySettled",
     "InvalidArgument",
@@ -10,6 +12,7 @@ __all__ = [
     "LeaseLost",
     "MessageQueueError",
     "QueueNotFound",
+    "SettlementError",
     "SubscriberClosed",
 ]
 
@@ -34,19 +37,31 @@ class InvalidQueue(InvalidArgument):
     """
 
 
-class AlreadySettled(MessageQueueError):
+class SettlementError(MessageQueueError):
+    """Messages could not be settled.
+
+    :param message_ids: the messages among which are those that the error is about.
+    """
+
+    def __init__(self, text: str = "", *, message_ids: Sequence[int] = ()) -> None:
+        super().__init__(text)
+        self.message_ids = tuple(message_ids)
+        """The ids of the messages among which are those that the error is about."""
+
+
+class AlreadySettled(SettlementError):
     """Somebody else acked this message first, so its effect must not happen a second time.
 
-    Let it leave the transaction's block: the rollback undoes the effect.
+    Let the exception leave the transaction's block: the rollback undoes the effect.
     """
 
 
-class LeaseLost(MessageQueueError):
+class LeaseLost(SettlementError):
     """The message is no longer leased to this holder, who may not fail, retry or extend it."""
 
 
 class QueueNotFound(MessageQueueError):
-    """The database has no such table, or the table is not the queue that the model says."""
+    """The database has no such table, or the table is not the queue that the model describes."""
 
 
 class SubscriberClosed(MessageQueueError):

@@ -1,4 +1,4 @@
-"""What a subscriber tells about itself while it works, for metrics and the like.
+"""The events that a subscriber emits, for metrics and similar uses.
 
 .. code-block:: python
 
@@ -20,20 +20,20 @@ __all__ = [
     "Delivered",
     "Event",
     "LeaseExpired",
+    "Outcome",
     "Reconnected",
     "Reconnecting",
     "Settled",
-    "Settlement",
     "StreamSilent",
 ]
 
-Settlement = Literal["ack", "fail", "retry"]
+Outcome = Literal["ack", "fail", "retry"]
 """How a message was settled."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened.
+    """The base of all events.
 
     :param queue: the table's name.
     """
@@ -43,9 +43,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Delivered(Event):
-    """A message was handed out.
+    """A message was handed out to the application.
 
-    :param epoch: how often it was handed out before.
+    :param epoch: how often the message was handed out before.
     """
 
     message_id: int
@@ -53,7 +53,7 @@ class Delivered(Event):
 
     @property
     def redelivered(self) -> bool:
-        """Whether it was handed out before."""
+        """Whether the message was handed out before."""
         return self.epoch > 0
 
 
@@ -61,18 +61,19 @@ class Delivered(Event):
 class Settled(Event):
     """A settlement has committed.
 
-    :param seconds: since the message was handed out.
+    :param how: by which method the message was settled.
+    :param seconds: the time since the message was handed out.
     """
 
     message_id: int
     epoch: int
-    how: Settlement
+    how: Outcome
     seconds: float
 
 
 @dataclass(frozen=True)
 class Dead(Event):
-    """A message has failed for good: a ``fail`` has committed, or its attempts are used up."""
+    """A message is dead: a ``fail`` has committed, or it had no attempts left."""
 
     message_id: int
     epoch: int
@@ -80,7 +81,7 @@ class Dead(Event):
 
 @dataclass(frozen=True)
 class LeaseExpired(Event):
-    """A message was handed out and not settled in time. Others may have it now."""
+    """A message was handed out and not settled in time. It may be handed out elsewhere by now."""
 
     message_id: int
     epoch: int
@@ -88,7 +89,7 @@ class LeaseExpired(Event):
 
 @dataclass(frozen=True)
 class Reconnecting(Event):
-    """The connection is lost, and the subscriber tries to get another.
+    """The connection is lost, and the subscriber tries to reconnect.
 
     :param reason: the driver's error.
     """
@@ -98,9 +99,9 @@ class Reconnecting(Event):
 
 @dataclass(frozen=True)
 class Reconnected(Event):
-    """Messages can be received again."""
+    """The subscriber has reconnected."""
 
 
 @dataclass(frozen=True)
 class StreamSilent(Event):
-    """Messages are due and the stream brings none. The subscriber pulls until it does."""
+    """Messages are due but the stream delivers none. The subscriber pulls until it does again."""

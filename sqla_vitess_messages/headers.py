@@ -1,4 +1,4 @@
-"""A column for what travels with a message and isn't its payload, such as a trace's context."""
+"""A column for metadata that accompanies a message, such as the context of a trace."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["MessageHeadersMixin"]
 
 
 def _headers(_cls):  # type: ignore[no-untyped-def]
-    # Without an annotation, which would make it a field of a dataclass.
+    # Not annotated, because an annotation would make it a field of a dataclass.
     return mapped_column("headers", JSON(none_as_null=True), nullable=True)
 
 
 class MessageHeadersMixin:
-    """Gives a queue the column ``headers``. Put it in front of MessageQueueMixin."""
+    """Adds the column ``headers`` to a queue. Put it before MessageQueueMixin among the bases."""
 
     if TYPE_CHECKING:
         headers: Mapped[dict[str, Any] | None]
-        """Names and values, JSON; None without any."""
+        """Names and values, stored as JSON; None when there are none."""
     else:
         headers = declared_attr(_headers)

@@ -1,4 +1,4 @@
-"""Enqueue from what happens in a session: its commit, or the flush that writes a change.
+"""Enqueue messages when a session commits, or when its flush writes a change.
 
 .. code-block:: python
 
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
-from sqlalchemy import Connection, Delete, Engine, Insert, Update, event, inspect
+from sqlalchemy import Delete, Engine, Insert, Update, event, inspect
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import (
     Mapper,
@@ -30,8 +30,8 @@ from sqlalchemy.orm import (
 )
 
 from .errors import InvalidArgument, InvalidArgumentType
-from .leases import connection_of
 from .mixin import MessageQueueMixin
+from .rows.settle import connection_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
@@ -41,28 +41,31 @@ __all__ = ["AnySession", "Change", "Emitted", "emits", "on_commit", "without_emi
 F = TypeVar("F", bound=Callable[[Any], Any])
 
 AnySession = Union[Session, "scoped_session[Any]", "AsyncSession", "async_scoped_session[Any]"]
-Emitted = Union[MessageQueueMixin, Iterable[MessageQueueMixin], None]
-"""What a hook returns: a message, several, or none."""
+"""A session of threads or of asyncio."""
+
+Emitted = MessageQueueMixin | Iterable[MessageQueueMixin] | None
+"""The return value of a hook: a message, several, or none."""
 
 Change = Literal["insert", "update", "delete"]
+"""A change of a row, as :func:`emits` names it."""
 
-_WAITING, _CHANGES, _ENGINES, _OFF = (
-    f"sqla_vitess_messages.{name}" for name in ("waiting", "changes", "engines", "off")
+_FACTORIES, _CHANGES, _OFF = (
+    f"sqla_vitess_messages.{name}" for name in ("factories", "changes", "off")
 )
 """Keys in ``Session.info``."""
 
-_MOST_ROUNDS = 100
-"""How often factories may add factories: as often as a commit flushes."""
+_MAX_ROUNDS = 100
+"""How often factories may add factories, as SQLAlchemy's commit flushes at most so often."""
 
 
 def on_commit(session: AnySession, factory: Callable[[], Emitted]) -> None:
     """Call ``factory`` just before the transaction's last flush, and enqueue what it returns.
 
-    It is forgotten when the transaction rolls back, or the savepoint it was given in. An exception
-    of the factory keeps the transaction from committing.
+    The factory is discarded when the transaction rolls back, or the savepoint in which it was
+    given. If it raises an exception, the transaction doesn't commit.
 
-    :param session: a Session, scoped_session or AsyncSession. A transaction begins if there is
-        none.
+    :param session: a Session, a scoped_session or one of their asyncio counterparts. If it has no
+        transaction, one begins.
     :param factory: takes no arguments and returns a message, several, or None. It may call
         ``on_commit`` again.
     :raises InvalidArgumentType: when an argument has another type.
@@ -70,13 +73,13 @@ def on_commit(session: AnySession, factory: Callable[[], Emitted]) -> None:
     if not callable(factory):
         raise InvalidArgumentType(f"factory={factory!r}: expected a callable without arguments")
     session = _sync_session(session)
-    waiting: _Waiting | None = session.info.get(_WAITING)
-    if waiting is None:
-        waiting = session.info[_WAITING] = _Waiting(session)
-    waiting.add(session, factory)
+    factories: _Factories | None = session.info.get(_FACTORIES)
+    if factories is None:
+        factories = session.info[_FACTORIES] = _Factories(session)
+    factories.add(session, factory)
 
 
-class _Waiting:
+class _Factories:
     """The factories of one session, each with the transaction or savepoint it belongs to."""
 
     def __init__(self, session: Session) -> None:
@@ -91,29 +94,30 @@ class _Waiting:
 
     def _before_commit(self, session: Session) -> None:
         if session.in_nested_transaction():
-            return  # A savepoint's end: it may still be undone with what is around it.
-        for _ in range(_MOST_ROUNDS):
+            return  # A savepoint is released. The transaction may still roll back.
+        for _ in range(_MAX_ROUNDS):
             if not self._factories:
                 return
-            session.flush()  # So that factories see generated keys.
+            session.flush()  # So that the factories see generated keys.
             factories, self._factories = self._factories, []
             for _transaction, factory in factories:
                 for message in _messages(factory(), factory):
                     _refuse_other_engine(session, message, _engines(session))
                     session.add(message)
         raise InvalidArgument(
-            f"on_commit: factories still gave others after {_MOST_ROUNDS} rounds of them"
+            f"on_commit: the factories still added others after {_MAX_ROUNDS} rounds"
         )
 
     def _after_soft_rollback(self, _session: Session, undone: SessionTransaction) -> None:
-        self._factories = [item for item in self._factories if undone not in _lineage(item[0])]
+        self._factories = [item for item in self._factories if undone not in _ancestry(item[0])]
 
     def _after_transaction_end(self, _session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:
             self._factories.clear()
 
 
-def _lineage(transaction: SessionTransaction | None) -> Iterator[SessionTransaction]:
+def _ancestry(transaction: SessionTransaction | None) -> Iterator[SessionTransaction]:
+    """Yield a transaction or savepoint, and those around it."""
     while transaction is not None:
         yield transaction
         transaction = transaction.parent
@@ -128,35 +132,36 @@ class _Emitter(NamedTuple):
 
 
 class _Changed(NamedTuple):
-    """An object that the present flush has written, and what listens to that."""
+    """An object that the current flush has written, and the function to call for it."""
 
     changed: object
     emitter: _Emitter
 
 
-_listened: dict[tuple[type[Any], Change], list[_Emitter]] = defaultdict(list)
+_emitters: dict[tuple[type[Any], Change], list[_Emitter]] = defaultdict(list)
 
 
 def emits(
     model: type[Any], *changes: Change, when: Callable[[Any], object] | None = None
 ) -> Callable[[F], F]:
-    """Decorate a function that makes messages of an object that was inserted, updated or deleted.
+    """Decorate a function that returns messages about an inserted, updated or deleted object.
 
-    It is called at the end of the flush that wrote the change, once for each object; its messages
-    are inserted in that flush. Keys are there, and ``sqlalchemy.inspect(obj).attrs.name.history``
-    has the old and the new values; the old ones of expired attributes only if they are mapped with
-    ``active_history=True``. An exception makes the flush fail.
+    The function is called at the end of the flush that wrote the change, once for each object. Its
+    messages are inserted in the same flush. Generated keys are set, and
+    ``sqlalchemy.inspect(obj).attrs.name.history`` has the old and the new values; the old values of
+    expired attributes only if they are mapped with ``active_history=True``. An exception makes the
+    flush fail.
 
-    Only the unit of work knows objects. ORM-enabled and Core statements that insert, update or
-    delete such rows are therefore refused in sessions; see :func:`without_emits`. Not seen at all
-    is what passes the session by: statements on a Connection or as text, the legacy
-    ``Session.bulk_…`` methods, and what the database does by itself, such as ON DELETE CASCADE.
+    Only the unit of work has objects. Therefore sessions refuse ORM-enabled and Core statements
+    that insert, update or delete such rows; see :func:`without_emits`. Changes that bypass the
+    session go unnoticed: statements on a Connection or as text, the legacy ``Session.bulk_…``
+    methods, and actions of the database itself, such as ON DELETE CASCADE.
 
-    :param model: a mapped class, a base or a mixin. Subclasses count, those still to come as well;
-        but messages only if ``model`` is a queue.
-    :param changes: of ``"insert"``, ``"update"``, ``"delete"``, at least one.
-    :param when: takes the object; the function is called if it returns something true.
-    :raises InvalidArgument: when there is no such change.
+    :param model: a mapped class, a base or a mixin. Its subclasses are included, also those defined
+        later; but queues only if ``model`` is a queue.
+    :param changes: one or more of ``"insert"``, ``"update"``, ``"delete"``.
+    :param when: takes the object; the function is called only if it returns a true value.
+    :raises InvalidArgument: for an unknown change, or for none.
     :raises InvalidArgumentType: when an argument has another type.
     """
     if not isinstance(model, type):
@@ -174,9 +179,9 @@ def emits(
         _listen_to_sessions()
         emitter = _Emitter(model, function, when)
         for change in dict.fromkeys(changes):
-            _listened[model, change].append(emitter)
-            note = partial(_note, emitter, change)
-            event.listen(model, f"after_{change}", note, propagate=True)
+            _emitters[model, change].append(emitter)
+            listener = partial(_record_change, emitter, change)
+            event.listen(model, f"after_{change}", listener, propagate=True)
         return function
 
     return register
@@ -184,10 +189,10 @@ def emits(
 
 @contextmanager
 def without_emits(session: Session | scoped_session[Any]) -> Iterator[None]:
-    """Write changes without calling what :func:`emits` decorates, for data migrations and the like.
+    """Write changes without calling functions decorated by :func:`emits`, as in data migrations.
 
-    The session is flushed before and after, so that exactly the changes made in the block count.
-    With an AsyncSession, put the block into a function for ``AsyncSession.run_sync``.
+    The session is flushed before and after the block, so that exactly the block's changes are
+    exempt. With an AsyncSession, put the block into a function for ``AsyncSession.run_sync``.
     """
     session = _sync_session(session)
     session.flush()
@@ -199,21 +204,22 @@ def without_emits(session: Session | scoped_session[Any]) -> Iterator[None]:
         session.info[_OFF] -= 1
 
 
-def _note(
+def _record_change(
     emitter: _Emitter, change: Change, _mapper: Mapper[Any], _connection: object, changed: object
 ) -> None:
-    """Note what a flush writes; a mapper's event for each object."""
+    """Record that a flush writes an object: a mapper event."""
     session = object_session(changed)
     assert session is not None
     if session.info.get(_OFF) or not _concerns(emitter.model, type(changed)):
         return
-    # The event also comes for objects that turned out to have nothing to update.
+    # The event also occurs for objects that turned out to need no UPDATE.
     if change == "update" and not session.is_modified(changed, include_collections=False):
         return
     session.info.setdefault(_CHANGES, []).append(_Changed(changed, emitter))
 
 
 def _listen_to_sessions() -> None:
+    """Listen to all sessions, from the first use of :func:`emits` on."""
     for name, listener in (
         ("before_flush", _before_flush),
         ("after_flush", _after_flush),
@@ -224,7 +230,7 @@ def _listen_to_sessions() -> None:
 
 
 def _before_flush(session: Session, *_flush: object) -> None:
-    session.info.pop(_CHANGES, None)  # Of a flush that failed.
+    session.info.pop(_CHANGES, None)  # Left from a flush that failed.
 
 
 def _after_flush(session: Session, _flush: object) -> None:
@@ -236,8 +242,8 @@ def _after_flush(session: Session, _flush: object) -> None:
                 _refuse_other_engine(session, message, {engine})
                 messages[type(message)].append(message)
     for model, of_model in messages.items():
-        # By a session of their own: in this one they would wait for the next flush, and a savepoint
-        # that begins with this flush would take them with it when it rolls back.
+        # In this session the messages would be inserted by the next flush. A savepoint that begins
+        # with the current one would include them, and its rollback would undo them.
         connection = connection_of(model, session)
         with Session(connection, join_transaction_mode="rollback_only") as inner:
             inner.add_all(of_model)
@@ -251,22 +257,25 @@ def _refuse_statements(state: ORMExecuteState) -> None:
     kind: Change = "insert"
     if not state.is_insert:
         kind = "update" if state.is_update else "delete"
-    for (model, change), emitters in _listened.items():
+    for (model, change), emitters in _emitters.items():
         if change == kind and statement.table in _tables(model):
             raise InvalidArgument(
-                f"{kind} of {statement.table}: a statement has no objects for "
-                f"{emitters[0].function.__qualname__}, which @emits of {model.__name__} calls for "
-                "each; change objects in the session, or use without_emits(session)"
+                f"{kind} of {statement.table}: a statement has no objects to call "
+                f"{emitters[0].function.__qualname__} with, which is decorated with @emits for "
+                f"{model.__name__}; change objects in the session, or use without_emits(session)"
             )
 
 
 def _concerns(model: type[Any], changed: type[Any]) -> bool:
-    """Leave messages out, unless ``emits`` names their class: each would make the next."""
+    """Return whether a change of an object of ``changed`` concerns those who listen to ``model``.
+
+    Changes of messages concern only those who name a queue: else each message causes the next.
+    """
     return issubclass(model, MessageQueueMixin) or not issubclass(changed, MessageQueueMixin)
 
 
 def _tables(model: type[Any]) -> set[Any]:
-    """Return the tables of a class and of the classes below it, as far as they are mapped."""
+    """Return the tables of a class and of its subclasses, as far as they are mapped."""
     tables: set[Any] = set()
     for cls in (model, *_subclasses(model)):
         mapper = inspect(cls, raiseerr=False)
@@ -296,23 +305,15 @@ def _messages(returned: Emitted, hook: Callable[..., Any]) -> list[MessageQueueM
     return messages
 
 
-@event.listens_for(Session, "after_begin")
-def _note_engine(session: Session, _transaction: object, connection: Connection) -> None:
-    session.info.setdefault(_ENGINES, set()).add(connection.engine)
-
-
-@event.listens_for(Session, "after_transaction_end")
-def _forget_engines(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        session.info.pop(_ENGINES, None)
-
-
 def _engines(session: Session) -> set[Engine]:
-    """Return the engines that a session's data goes to."""
+    """Return the engines on which a session writes its data."""
     if session.bind is not None:
         return {session.bind.engine}
-    engines: set[Engine] = session.info.get(_ENGINES, set())
-    return engines
+    transaction = session.get_transaction()
+    # Not public. Listening for after_begin instead would have to begin before the transaction
+    # does, and so on every session of the process.
+    connections = {} if transaction is None else transaction._connections
+    return {connection.engine for connection, *_ in connections.values()}
 
 
 def _refuse_other_engine(
@@ -333,7 +334,7 @@ def _refuse_other_engine(
 def _sync_session(session: AnySession) -> Session:
     found: Any = session
     if not isinstance(found, Session) and callable(found):
-        found = found()  # The registry of a scoped session.
+        found = found()  # A scoped session is the registry of sessions.
     found = getattr(found, "sync_session", found)
     if not isinstance(found, Session):
         raise InvalidArgumentType(f"session={session!r}: expected a Session or an AsyncSession")

@@ -16,27 +16,30 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import FromClause, Table, event
+from sqlalchemy import Table, event
 from sqlalchemy.orm import Mapped, Mapper, Session, declared_attr, mapped_column
 
-from . import clock, dead, enqueue, leases
-from .ddl import make_queue_table
+from . import clock
 from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
-from .layouts import DEFAULT_PRIORITY, LAYOUTS, column_settings
-from .leases import Lease, Transactional
-from .options import QueueOptions
-from .stats import QueueStats, count
+from .rows import dead, enqueue, settle
+from .rows.lease import Lease
+from .rows.message import Message, is_enqueued
+from .rows.settle import SessionOrConnection
+from .rows.stats import QueueStats, count
+from .table.build import make_queue_table
+from .table.layouts import DEFAULT_PRIORITY, LAYOUTS, column_settings
+from .table.options import QueueOptions
 
 __all__ = ["MessageQueueMixin"]
 
 Q = TypeVar("Q", bound="MessageQueueMixin")
 
 _FIRST = -2_000_000
-"""The sort_order of the queue's first column: before whatever the user adds."""
+"""The ``sort_order`` of the queue's first column, so that the payload's columns follow."""
 
 
 def _column(name: str, **options: Any) -> Any:
-    """Return an attribute that gets its column when a class is mapped: None without one.
+    """Return an attribute that becomes a column, or None, when a class is mapped.
 
     The function has no annotation: one would make the attribute a field of a dataclass.
     """
@@ -58,7 +61,7 @@ def _column(name: str, **options: Any) -> Any:
     return declared_attr(column)
 
 
-class MessageQueueMixin:
+class MessageQueueMixin(Message):
     """Gives a declarative model the columns, keys, indexes and comment of a message table.
 
     Set :class:`QueueOptions` as ``__queue__``; without it the defaults hold. Payload columns of
@@ -70,16 +73,15 @@ class MessageQueueMixin:
     """
 
     __queue__: ClassVar[QueueOptions] = QueueOptions()
-    __table__: ClassVar[FromClause]
     _lease: ClassVar[Lease | None] = None
 
     if TYPE_CHECKING:
         time_scheduled: Mapped[int]
-        """When it was to go out first, in ns since 1970. Not in the minimal layout."""
+        """When it was due first, in ns since 1970. Not in the minimal layout."""
         id: Mapped[int]
         """A random positive 63-bit integer, unless given."""
         time_next: Mapped[int | None]
-        """When it goes out next, in ns since 1970; None once acked."""
+        """When it is due (again), in ns since 1970; None once acked."""
         epoch: Mapped[int]
         """How often it was handed out before."""
         time_created: Mapped[int]
@@ -122,7 +124,7 @@ class MessageQueueMixin:
         delay = clock.to_nanoseconds(clock.to_seconds(value, "deliver_in"))
         self._set_delivery_time(clock.now() + delay)
 
-    def ack(self, session: Transactional) -> None:
+    def ack(self, session: SessionOrConnection) -> None:
         """Settle the message in the caller's transaction: its work is done.
 
         While nobody has acked, an ack succeeds, even after the lease ran out.
@@ -131,18 +133,18 @@ class MessageQueueMixin:
         :raises AlreadySettled: when another holder acked first. Let it leave the transaction's
             block: the rollback is what makes the effect happen once.
         """
-        leases.ack(type(self), session, [self])
+        settle.ack(type(self), session, [self])
 
-    def fail(self, session: Transactional, reason: str | None = None) -> None:
+    def fail(self, session: SessionOrConnection, reason: str | None = None) -> None:
         """Settle the message as dead in the caller's transaction: it is never delivered again.
 
         :param session: a Session or Connection.
         :param reason: logged, and kept in the column ``fail_reason`` if the model has one.
         :raises LeaseLost: when the lease is over: it ran out, or was used to settle.
         """
-        leases.fail(type(self), session, [self], reason)
+        settle.fail(type(self), session, [self], reason)
 
-    def retry(self, session: Transactional, delay: float | timedelta | None = None) -> None:
+    def retry(self, session: SessionOrConnection, delay: float | timedelta | None = None) -> None:
         """Give the message back in the caller's transaction, to be delivered again.
 
         :param session: a Session or Connection.
@@ -150,40 +152,40 @@ class MessageQueueMixin:
             delivery, with jitter.
         :raises LeaseLost: when the lease is over: it ran out, or was used to settle.
         """
-        leases.retry(type(self), session, [self], delay)
+        settle.retry(type(self), session, [self], delay)
 
-    def extend(self, session: Transactional, seconds: float | timedelta) -> None:
-        """Let the lease end this long from now, for work that takes longer than ``ack_wait``.
+    def extend(self, session: SessionOrConnection, seconds: float | timedelta) -> None:
+        """Extend the lease, for work that takes longer than ``ack_wait``.
 
         :param session: a Session or Connection; the extension holds when it commits.
-        :param seconds: more than 0 seconds, or a timedelta.
+        :param seconds: until the lease ends, from now: more than 0 seconds, or a timedelta.
         :raises LeaseLost: when the lease is over: it ran out, or was used to settle.
         """
-        leases.extend(type(self), session, [self], seconds)
+        settle.extend(type(self), session, [self], seconds)
 
     @classmethod
-    def ack_all(cls: type[Q], session: Transactional, messages: Iterable[Q]) -> None:
+    def ack_all(cls: type[Q], session: SessionOrConnection, messages: Iterable[Q]) -> None:
         """Ack many messages by one statement for each 500.
 
         :raises AlreadySettled: when any of them was acked before: roll back, and none is.
         """
-        leases.ack(cls, session, messages)
+        settle.ack(cls, session, messages)
 
     @classmethod
     def fail_all(
-        cls: type[Q], session: Transactional, messages: Iterable[Q], reason: str | None = None
+        cls: type[Q], session: SessionOrConnection, messages: Iterable[Q], reason: str | None = None
     ) -> None:
         """Fail many messages by one statement for each 500 of the same epoch.
 
         :param reason: logged, and kept in the column ``fail_reason`` if the model has one.
         :raises LeaseLost: when the lease of any of them is over.
         """
-        leases.fail(cls, session, messages, reason)
+        settle.fail(cls, session, messages, reason)
 
     @classmethod
     def retry_all(
         cls: type[Q],
-        session: Transactional,
+        session: SessionOrConnection,
         messages: Iterable[Q],
         delay: float | timedelta | None = None,
     ) -> None:
@@ -191,7 +193,21 @@ class MessageQueueMixin:
 
         :raises LeaseLost: when the lease of any of them is over.
         """
-        leases.retry(cls, session, messages, delay)
+        settle.retry(cls, session, messages, delay)
+
+    @classmethod
+    def extend_all(
+        cls: type[Q],
+        session: SessionOrConnection,
+        messages: Iterable[Q],
+        seconds: float | timedelta,
+    ) -> None:
+        """Extend the leases of many messages by one statement for each 500 of the same epoch.
+
+        :param seconds: more than 0 seconds, or a timedelta, from now.
+        :raises LeaseLost: when the lease of any of them is over.
+        """
+        settle.extend(cls, session, messages, seconds)
 
     @classmethod
     def dead(cls: type[Q], session: Session, limit: int = 100) -> list[Q]:
@@ -202,32 +218,34 @@ class MessageQueueMixin:
         return dead.find(cls, session, limit)
 
     @classmethod
-    def requeue(cls: type[Q], session: Transactional, messages: Iterable[Q] | None = None) -> int:
-        """Let dead messages be delivered again, as if for the first time.
+    def requeue(
+        cls: type[Q], session: SessionOrConnection, messages: Iterable[Q] | None = None
+    ) -> int:
+        """Make dead messages ready to be delivered again, as if for the first time.
 
         :param session: a Session or Connection; they go out when it commits.
-        :param messages: which; those that aren't dead are passed over. Default: all dead ones.
-        :return: how many there were.
+        :param messages: those to requeue; any that aren't dead are skipped. Default: all dead ones.
+        :return: how many were requeued.
         """
         return dead.requeue(cls, session, messages)
 
     @classmethod
     def purge_dead(
         cls: type[MessageQueueMixin],
-        session: Transactional,
+        session: SessionOrConnection,
         older_than: float | timedelta | None = None,
     ) -> int:
         """Delete dead messages.
 
         :param session: a Session or Connection.
         :param older_than: seconds, or a timedelta, since they were enqueued. Default: any age.
-        :return: how many there were.
+        :return: how many were deleted.
         :raises InvalidArgument: when ``older_than`` is given and the layout keeps no such time.
         """
         return dead.purge(cls, session, older_than)
 
     @classmethod
-    def stats(cls: type[MessageQueueMixin], session: Transactional) -> QueueStats:
+    def stats(cls: type[MessageQueueMixin], session: SessionOrConnection) -> QueueStats:
         """Count the messages by their state, in one query over one index.
 
         :param session: a Session or Connection.
@@ -235,12 +253,14 @@ class MessageQueueMixin:
         return count(cls, session)
 
     def _set_delivery_time(self, nanoseconds: int) -> None:
-        if enqueue.is_enqueued(self):
+        if is_enqueued(self):
             raise InvalidArgument(
                 "deliver_at and deliver_in are for messages that aren't enqueued yet; "
                 "use message.retry(session, delay=...)"
             )
-        enqueue.set_delivery_time(self, nanoseconds)
+        self.time_next = nanoseconds
+        if "time_scheduled" in type(self).__table__.c:
+            self.time_scheduled = nanoseconds
 
 
 _API = frozenset(name for name in vars(MessageQueueMixin) if not name.startswith("__"))

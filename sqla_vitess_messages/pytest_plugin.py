@@ -36,7 +36,7 @@ def message_sessions() -> Iterator[Callable[[MetaData], sessionmaker[Session]]]:
 
 
 def _leave_transactions_to_sqlalchemy(dbapi_connection: Any, _record: object) -> None:
-    """Let savepoints be part of a transaction: the driver doesn't begin one for them."""
+    """Make savepoints part of a transaction: the driver doesn't begin one for them."""
     dbapi_connection.isolation_level = None
 
 
@@ -46,6 +46,6 @@ def _begin(connection: Connection) -> None:
 
 @pytest.fixture
 def message_clock() -> Iterator[Clock]:
-    """Let time stand still, until ``message_clock.move_by(seconds)``."""
+    """Stop the time, until ``message_clock.move_by(seconds)``."""
     with travelling_clock() as clock:
         yield clock

@@ -1,4 +1,4 @@
-"""Help for tests of code that enqueues and handles messages, on SQLite in memory.
+"""Helpers for tests of code that enqueues and handles messages, on SQLite in memory.
 
 .. code-block:: python
 
@@ -20,22 +20,22 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import inspect, select, update
+from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session
 
 from . import clock
-from .ddl import OPTIONS_KEY, queue_table
-from .leases import Lease, attach
 from .mixin import MessageQueueMixin
-from .options import QueueOptions
-from .retries import RetryPolicy, Verdict
+from .receiving.retries import RetryDecision, RetryPolicy, decide
+from .rows import states
+from .rows.lease import give_leases
+from .rows.message import queue_table
 
 __all__ = ["Clock", "assert_enqueued", "drain", "enqueued", "travelling_clock"]
 
 M = TypeVar("M", bound=MessageQueueMixin)
 
 MOST = 10_000
-"""Messages after which :func:`drain` takes it that they will never end."""
+"""Messages after which :func:`drain` assumes an endless loop."""
 
 
 def enqueued(session: Session, model: type[M], **values: Any) -> list[M]:
@@ -43,7 +43,7 @@ def enqueued(session: Session, model: type[M], **values: Any) -> list[M]:
 
     :param session: is flushed first.
     :param model: the queue's class.
-    :param values: what attributes have to be.
+    :param values: the values that attributes must have.
     """
     session.flush()
     unsettled = select(model).filter_by(time_acked=None, **values)
@@ -51,12 +51,12 @@ def enqueued(session: Session, model: type[M], **values: Any) -> list[M]:
 
 
 def assert_enqueued(session: Session, model: type[M], *, count: int = 1, **values: Any) -> list[M]:
-    """Fail unless a session sees so many unsettled messages with these values.
+    """Raise an AssertionError unless a session sees so many unsettled messages with these values.
 
     :param session: is flushed first.
     :param model: the queue's class.
     :param count: how many.
-    :param values: what attributes have to be.
+    :param values: the values that attributes must have.
     :return: the messages.
     :raises AssertionError: with a list of the messages that there are.
     """
@@ -86,10 +86,10 @@ def drain(
     :param model: the queue's class.
     :param session_factory: makes a session.
     :param handler: called as ``handler(message, session)``.
-    :param retry: what becomes of a message whose handler failed. Default: the exception is raised,
-        and the message is ready again.
+    :param retry: whether and when a message whose handler failed is retried. Default: the exception
+        is raised, and the message is ready again.
     :return: the messages that were handled and acked, in this order.
-    :raises AssertionError: when there is no end to it.
+    :raises AssertionError: after 10,000 messages, which means that they never end.
     """
     handled: list[M] = []
     for _ in range(MOST):
@@ -101,12 +101,7 @@ def drain(
                 handler(message, session)
                 message.ack(session)
         except Exception as error:
-            verdict = Verdict(0, "raised") if retry is None else retry.judge(error, message.epoch)
-            with session_factory() as session, session.begin():
-                if verdict.delay is None:
-                    message.fail(session, verdict.reason)
-                else:
-                    message.retry(session, verdict.delay)
+            _settle(session_factory, message, error, retry)
             if retry is None:
                 raise
         else:
@@ -114,14 +109,29 @@ def drain(
     raise AssertionError(f"drain: still messages of {model.__name__} after {MOST}")
 
 
+def _settle(
+    session_factory: Callable[[], Session],
+    message: MessageQueueMixin,
+    error: Exception,
+    retry: RetryPolicy | None,
+) -> None:
+    decision = RetryDecision(0, "raised")
+    if retry is not None:
+        decision = decide(retry, error, message.epoch)
+    with session_factory() as session, session.begin():
+        if decision.delay is None:
+            message.fail(session, decision.reason)
+        else:
+            message.retry(session, decision.delay)
+
+
 def _lease_next(model: type[M], session_factory: Callable[[], Session]) -> M | None:
     table = queue_table(model)
-    options: QueueOptions = table.info[OPTIONS_KEY]
     columns = table.c
     order = [columns.priority] if "priority" in columns else []
     due = (
         select(model)
-        .where(columns.time_acked.is_(None), columns.time_next <= clock.database_now())
+        .where(states.is_unsettled(table), states.is_ready(table))
         .order_by(*order, columns.time_next, columns.id)
         .limit(1)
     )
@@ -130,13 +140,8 @@ def _lease_next(model: type[M], session_factory: Callable[[], Session]) -> M | N
         if message is None:
             return None
         session.expunge(message)
-        lease = clock.database_now() + clock.to_nanoseconds(options.ack_wait)
-        session.execute(
-            update(table)
-            .where(columns.id == message.id)
-            .values(epoch=columns.epoch + 1, time_next=lease)
-        )
-    attach(message, Lease(message.epoch, math.inf, math.inf))
+        session.execute(states.lease(table), {"_ids": [message.id]})
+    give_leases([message], usable_until=math.inf, expires_at=lambda _epoch: math.inf)
     return message
 
 
@@ -151,7 +156,7 @@ def _describe(message: MessageQueueMixin) -> str:
 
 
 class Clock:
-    """The time that this library sees, which moves when it is told to."""
+    """The time that this library sees. It stands still until it is moved."""
 
     def __init__(self) -> None:
         self._now = clock.now()
@@ -162,7 +167,7 @@ class Clock:
         return clock.to_datetime(self._now)
 
     def move_by(self, step: float | timedelta) -> None:
-        """Let time pass.
+        """Advance the time.
 
         :param step: seconds, or a timedelta.
         """
@@ -178,7 +183,7 @@ class Clock:
 
 @contextmanager
 def travelling_clock() -> Iterator[Clock]:
-    """Let time stand still for this process, until the clock is moved.
+    """Stop the time of this process, until the clock is moved.
 
     SQLite's time is the process's; a MySQL server keeps its own.
     """

@@ -1,9 +1,11 @@
 """Alembic for message queues: autogenerate, and operations for queues, vschema and online DDL.
 
-Installed is enough: Alembic finds :mod:`.plugin` by its entry point.
+Installing the package is enough: Alembic loads :mod:`.plugin` by its entry point.
 """
 
 from __future__ import annotations
+
+import alembic  # noqa: F401  # First, because it imports this package's plugin.
 
 from .online_ddl import MigrationFailed, use_ddl_strategy
 from .operations import (

@@ -1,8 +1,8 @@
-"""Turn the table that is there into another: one ALTER TABLE on MySQL, a copy on SQLite."""
+"""Change a whole table to another kind: by one ALTER TABLE on MySQL, by a copy on SQLite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from alembic.operations import Operations
@@ -11,16 +11,16 @@ from alembic.util import CommandError
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
+    DefaultClause,
     Index,
     Integer,
     MetaData,
     PrimaryKeyConstraint,
     String,
     Table,
-    func,
     insert,
     literal,
-    null,
     select,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -28,21 +28,19 @@ from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqla_vitess_messages import QueueOptions
-from sqla_vitess_messages.ddl import (
-    MYSQL,
-    InlineIndex,
-    check_layout,
-    make_queue_table,
-    only_indexes_of,
-)
-from sqla_vitess_messages.layouts import DEFAULT_PRIORITY, LAYOUTS, IndexSpec, make_columns
-from sqla_vitess_messages.leases import DEAD
-from sqla_vitess_messages.options import Layout
+from sqla_vitess_messages.rows.states import first_due_time
+from sqla_vitess_messages.table.build import index_name, make_queue_table, render_inline_index
+from sqla_vitess_messages.table.layouts import LAYOUTS, IndexSpec, make_columns
+from sqla_vitess_messages.table.options import Layout
+from sqla_vitess_messages.table.validate import check_layout
+from sqla_vitess_messages.vitess.server import is_mysql
+
+__all__ = ["change_layout", "from_queue", "to_queue"]
 
 Clause = Callable[[DDLCompiler], str]
 
 TEMPORARY = "_alembic_tmp_"
-"""What the name of a copy begins with, as in Alembic's own batches."""
+"""The prefix of the name of a copy, as in Alembic's own batches."""
 
 
 class _AlterTable(ExecutableDDLElement):
@@ -69,11 +67,10 @@ def change_layout(
     """Change a queue from the classic layout to the portable one, or back."""
     check_layout(operations.migration_context.connection, name, options.layout)
     before, after = LAYOUTS[existing], LAYOUTS[options.layout]
-    if not _is_mysql(operations):
-        values = {"priority": literal(DEFAULT_PRIORITY)} if "priority" in after.columns else {}
-        _copy(operations, name, schema, options, leaves_out=before.columns, values=values)
+    if not is_mysql(operations.migration_context.dialect):
+        _copy_to_queue(operations, name, schema, options, replaces=before.columns)
         return
-    table = _table(name, schema, options.layout)
+    table = Table(name, MetaData(), *make_columns(options.layout), schema=schema)
     clauses = [_drop_index(spec) for spec in before.indexes if spec not in after.indexes]
     clauses += [_drop_column(column) for column in before.columns if column not in after.columns]
     for number, column in enumerate(after.columns):
@@ -87,22 +84,19 @@ def change_layout(
 def to_queue(
     operations: Operations, name: str, schema: str | None, options: QueueOptions, *, due: bool
 ) -> None:
-    """Make a queue of a table whose primary key is ``id``."""
-    layout = LAYOUTS[options.layout]
-    next_at_first = 0 if due else DEAD
-    if not _is_mysql(operations):
-        values = {
-            "time_scheduled": literal(0),
-            "time_next": literal(next_at_first, BigInteger),
-            "epoch": literal(0),
-            "priority": literal(DEFAULT_PRIORITY),
-        }
-        _copy(operations, name, schema, options, leaves_out=("id",), values=values)
+    """Convert a table whose primary key is ``id`` into a queue.
+
+    :param due: whether its rows become messages that are ready at once, or dead ones.
+    """
+    if not is_mysql(operations.migration_context.dialect):
+        _copy_to_queue(operations, name, schema, options, replaces=("id",), due=due)
         return
-    table = _table(name, schema, options.layout)
-    final = table.c.time_next.server_default
-    # The rows that are there get the default of the new column, without an UPDATE of all of them.
-    table.c.time_next.server_default = Column(server_default=str(next_at_first)).server_default
+    layout = LAYOUTS[options.layout]
+    table = Table(name, MetaData(), *make_columns(options.layout), schema=schema)
+    time_next = table.c.time_next
+    final = time_next.server_default
+    # The existing rows get the default of the new column, without an UPDATE of all of them.
+    time_next.server_default = DefaultClause(str(first_due_time(due=due)))
     clauses: list[Clause] = []
     for number, column in enumerate(layout.columns):
         verb = "MODIFY" if column == "id" else "ADD"
@@ -112,10 +106,9 @@ def to_queue(
     clauses += [_add_index(spec) for spec in layout.indexes]
     clauses.append(_comment(options.to_comment()))
     operations.execute(_AlterTable(table, clauses))
-    if next_at_first:
-        table.c.time_next.server_default = final
-        modify = _place_column("MODIFY", table.c.time_next, None)
-        operations.execute(_AlterTable(table, [modify]))
+    if not due:
+        time_next.server_default = final
+        operations.execute(_AlterTable(table, [_place_column("MODIFY", time_next, None)]))
 
 
 def from_queue(
@@ -126,15 +119,20 @@ def from_queue(
     *,
     autoincrement: bool,
 ) -> None:
-    """Make an ordinary table, with the primary key ``id``, of a queue."""
+    """Convert a queue into an ordinary table with the primary key ``id``.
+
+    :param autoincrement: whether the database gives new rows their ids.
+    """
     layout = LAYOUTS[layout_name]
-    # SQLite gives rows their ids in a column of type INTEGER only; it has 64 bits there.
+    # SQLite generates ids only in a column of type INTEGER, which has 64 bits there.
     type_ = BigInteger().with_variant(Integer(), "sqlite")
     id_column: Column[Any] = Column(
         "id", type_, primary_key=True, autoincrement=autoincrement, nullable=False
     )
-    if not _is_mysql(operations):
-        _copy(operations, name, schema, None, leaves_out=layout.columns, columns=[id_column])
+    if not is_mysql(operations.migration_context.dialect):
+        old = _reflect(operations, name, schema)
+        new = _copy(operations, old, [id_column], replaces=layout.columns)
+        _create_indexes(operations, old, new)
         return
     table = Table(name, MetaData(), id_column, schema=schema)
     clauses = [_comment("")]
@@ -146,24 +144,19 @@ def from_queue(
     operations.execute(_AlterTable(table, clauses))
 
 
-def _is_mysql(operations: Operations) -> bool:
-    return operations.migration_context.dialect.name in MYSQL
-
-
-def _table(name: str, schema: str | None, layout: Layout) -> Table:
-    return Table(name, MetaData(), *make_columns(layout), schema=schema)
-
-
 def _place_column(verb: str, column: Column[Any], before: Sequence[str] | None) -> Clause:
-    """Return ``ADD`` or ``MODIFY`` a column; behind the last of those ``before``, if given."""
+    """Return the clause that adds or modifies a column.
+
+    :param verb: ``ADD`` or ``MODIFY``.
+    :param before: the names of the columns before it, none for the first one. None: it isn't moved.
+    """
 
     def clause(compiler: DDLCompiler) -> str:
-        shown = f"{verb} COLUMN {compiler.get_column_specification(column)}"
+        rendered = f"{verb} COLUMN {compiler.get_column_specification(column)}"
         if before is None:
-            return shown
-        return (
-            f"{shown} AFTER {compiler.preparer.quote(before[-1])}" if before else f"{shown} FIRST"
-        )
+            return rendered
+        place = f"AFTER {compiler.preparer.quote(before[-1])}" if before else "FIRST"
+        return f"{rendered} {place}"
 
     return clause
 
@@ -181,7 +174,7 @@ def _add_primary_key(names: Sequence[str]) -> Clause:
 
 
 def _add_index(spec: IndexSpec) -> Clause:
-    return lambda compiler: f"ADD {compiler.process(InlineIndex(spec))}"
+    return lambda compiler: f"ADD {render_inline_index(spec, compiler.preparer)}"
 
 
 def _drop_index(spec: IndexSpec) -> Clause:
@@ -192,64 +185,84 @@ def _comment(text: str) -> Clause:
     return lambda compiler: f"COMMENT {compiler.sql_compiler.render_literal_value(text, String())}"
 
 
-def _copy(
+def _copy_to_queue(
     operations: Operations,
     name: str,
     schema: str | None,
-    options: QueueOptions | None,
+    options: QueueOptions,
     *,
-    leaves_out: Sequence[str],
-    columns: Sequence[Column[Any]] = (),
-    values: Mapping[str, Any] | None = None,
+    replaces: Sequence[str],
+    due: bool | None = None,
 ) -> None:
-    """Copy a table's rows to a new one of the same name.
+    """Copy a table to a queue of the same name.
 
-    :param options: of the queue that it becomes; None for an ordinary table.
-    :param leaves_out: the old table's columns that aren't payload.
-    :param columns: the new table's columns that aren't payload; default: the layout's.
-    :param values: what the new columns get in the rows that are there. Default: NULL.
+    :param replaces: the old table's columns that aren't payload.
+    :param due: whether the rows of an ordinary table become ready or dead messages; None: the
+        old table is a queue.
     """
+    old = _reflect(operations, name, schema)
+    new = _copy(operations, old, make_columns(options.layout), replaces=replaces, due=due)
+    make_queue_table(new, options)
+    _create_indexes(operations, old, new)
+
+
+def _reflect(operations: Operations, name: str, schema: str | None) -> Table:
     context = operations.migration_context
     if context.as_sql or context.connection is None:
         raise CommandError(
-            f"table {name!r}: {context.dialect.name} can't alter it in place, and a copy needs a "
-            "database to look at; run this migration without --sql"
+            f"table {name!r}: SQLite can't alter it in place, and a copy needs to read the table "
+            "from the database; run this migration without --sql"
         )
-    old = Table(name, MetaData(), schema=schema, autoload_with=context.connection)
-    own = make_columns(options.layout) if options is not None else columns
-    payload = [column for column in old.columns if column.name not in leaves_out]
+    return Table(name, MetaData(), schema=schema, autoload_with=context.connection)
+
+
+def _copy(
+    operations: Operations,
+    old: Table,
+    columns: Sequence[Column[Any]],
+    *,
+    replaces: Sequence[str],
+    due: bool | None = None,
+) -> Table:
+    """Replace a table by a copy of the same name, which has no indexes yet, and return that.
+
+    :param columns: the copy's columns that aren't payload.
+    :param replaces: the old table's columns that aren't payload.
+    :param due: as in :func:`_copy_to_queue`.
+    """
+    context = operations.migration_context
+    payload = [column for column in old.columns if column.name not in replaces]
     constraints = [
         constraint
         for constraint in old.constraints
         if not isinstance(constraint, PrimaryKeyConstraint)
     ]
     new = SchemaObjects(context).table(
-        TEMPORARY + name, *own, *payload, *constraints, schema=schema
+        TEMPORARY + old.name, *columns, *payload, *constraints, schema=old.schema
     )
     operations.impl.create_table(new)
-    given = values or {}
-    sources = [
-        old.c[column.name]
-        if column.name in old.c and column.name not in given
-        else func.coalesce(old.c[column.name], given[column.name])
-        if column.name in old.c
-        else given.get(column.name, null())
-        for column in new.columns
-    ]
-    context.connection.execute(insert(new).from_select(list(new.columns), select(*sources)))
-    operations.drop_table(name, schema=schema)
-    operations.rename_table(TEMPORARY + name, name, schema=schema)
-    final = new.to_metadata(MetaData(), name=name)
-    if options is not None:
-        make_queue_table(final, options)
-        only_indexes_of(final, context.dialect.name)
-    queue_indexes = {
-        f"{name}_{spec.name}" for layout in LAYOUTS.values() for spec in layout.indexes
+    # The other columns get their defaults.
+    sources: dict[Column[Any], ColumnElement[Any]] = {
+        column: old.c[column.name] for column in new.columns if column.name in old.c
     }
+    if due is not None:
+        sources[new.c.time_next] = literal(first_due_time(due=due), BigInteger)
+        if "time_scheduled" in new.c:
+            sources[new.c.time_scheduled] = literal(0)
+    assert context.connection is not None
+    context.connection.execute(insert(new).from_select(list(sources), select(*sources.values())))
+    operations.drop_table(old.name, schema=old.schema)
+    operations.rename_table(new.name, old.name, schema=old.schema)
+    return new.to_metadata(MetaData(), name=old.name)
+
+
+def _create_indexes(operations: Operations, old: Table, new: Table) -> None:
+    """Create the indexes of a copy: its own, and those of the old table that aren't a queue's."""
+    specs = {spec for layout in LAYOUTS.values() for spec in layout.indexes}
+    queue_indexes = {index_name(old, spec) for spec in specs}
     for index in old.indexes:
         if index.name not in queue_indexes:
-            Index(
-                index.name, *[final.c[column.name] for column in index.columns], unique=index.unique
-            )
-    for index in final.indexes:
+            columns = [new.c[column.name] for column in index.columns]
+            Index(index.name, *columns, unique=index.unique)
+    for index in new.indexes:
         operations.execute(CreateIndex(index))

@@ -1,4 +1,4 @@
-"""Vitess's online DDL in migrations: each statement becomes a migration of Vitess's, waited for."""
+"""Vitess's online DDL in migrations: wait for the Vitess migration that each statement starts."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import Executable
 
 from sqla_vitess_messages import InvalidArgument
-from sqla_vitess_messages.ddl import is_vitess
+from sqla_vitess_messages.vitess.server import is_vitess
 
 __all__ = ["MigrationFailed", "use_ddl_strategy"]
 
-POLL = 0.5
-"""Seconds between two looks at a migration."""
+STRATEGIES = ("vitess", "online", "mysql", "direct")
+
+POLL_INTERVAL = 0.5
+"""Seconds between two polls of a migration's status."""
 
 log = logging.getLogger("alembic.runtime.migration.online_ddl")
 
 
 class MigrationFailed(CommandError):
-    """Vitess could not do a migration; the text has its reason."""
+    """A migration of Vitess failed or was cancelled; the text contains the reason."""
 
 
 def use_ddl_strategy(connection: Connection, strategy: str = "vitess") -> None:
-    """Let the DDL on a connection to Vitess go by online DDL, and wait for each statement.
+    """Use Vitess's online DDL for the DDL on a connection, and wait for each statement.
 
-    For ``env.py``, between ``context.configure(connection=…)`` and ``context.run_migrations()``.
-    On other databases it does nothing.
+    Call it in ``env.py``, between ``context.configure(connection=…)`` and
+    ``context.run_migrations()``. On other databases it does nothing.
 
     :param strategy: one of Vitess's, such as ``"vitess"`` or ``"direct"``, with its flags.
-    :raises InvalidArgument: when the strategy is none of Vitess's.
+    :raises InvalidArgument: when Vitess has no such strategy.
     """
-    if strategy.split(" ", 1)[0] not in ("vitess", "online", "mysql", "direct"):
-        raise InvalidArgument(f"strategy={strategy!r}: expected 'vitess', 'mysql' or 'direct'")
+    if strategy.split(" ", 1)[0] not in STRATEGIES:
+        raise InvalidArgument(f"strategy={strategy!r}: must begin with one of {STRATEGIES}")
     if not is_vitess(connection):
         return
     connection.execute(text("SET @@ddl_strategy = :strategy"), {"strategy": strategy})
@@ -68,25 +70,27 @@ def _wait(
     _context: object,
     _executemany: object,
 ) -> None:
-    """Wait for the migration that a statement has begun, if it has."""
+    """Wait for the migration that a statement started, if it started one."""
     if [column[0] for column in cursor.description or ()] != ["uuid"]:
         return
     [[uuid]] = cursor.fetchall()
     log.info("online DDL %s: %s", uuid, " ".join(statement.split()))
-    shown: dict[str, str] = {}
+    logged: dict[str, str] = {}
     while True:
         rows = connection.execute(_ShowMigrations(uuid)).mappings().all()
         for row in rows:
-            _show(row, shown)
+            _log_progress(row, logged)
         if rows and all(row["migration_status"] == "complete" for row in rows):
             return
-        time.sleep(POLL)
+        time.sleep(POLL_INTERVAL)
 
 
-def _show(row: Any, shown: dict[str, str]) -> None:
-    """Log what is new of a migration on one shard.
+def _log_progress(row: Any, logged: dict[str, str]) -> None:
+    """Log a migration's progress on one shard, if it has changed.
 
-    :raises MigrationFailed: when it won't come to an end.
+    :param row: of the migration and the shard.
+    :param logged: the progress that was logged last, by the shard.
+    :raises MigrationFailed: when the migration failed or was cancelled.
     """
     status, shard = str(row["migration_status"]), str(row["shard"])
     if status in ("failed", "cancelled"):
@@ -95,7 +99,7 @@ def _show(row: Any, shown: dict[str, str]) -> None:
             f"{row['message'] or 'no reason given'}"
         )
     progress = f"{status}, {float(row['progress'] or 0):.0f} %"
-    if shown.get(shard) != progress:
-        shown[shard] = progress
+    if logged.get(shard) != progress:
+        logged[shard] = progress
         log.info("online DDL %s on %s/%s: %s", row["migration_uuid"], row["keyspace"], shard,
                  progress)  # fmt: skip

@@ -1,6 +1,7 @@
-"""Operations on message queues in a migration: ``op.create_message_queue`` and its like.
+"""Operations on message queues in a migration, such as ``op.create_message_queue``.
 
-A queue's options are keyword arguments, those of :class:`~sqla_vitess_messages.QueueOptions`.
+They take a queue's options as keyword arguments, as :class:`~sqla_vitess_messages.QueueOptions`
+does.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy import MetaData, PrimaryKeyConstraint, Table
 from sqlalchemy.schema import SchemaItem
 
-from sqla_vitess_messages import InvalidArgument, QueueOptions, vschema
-from sqla_vitess_messages.ddl import (
-    InlineIndex,
+from sqla_vitess_messages import InvalidArgument, QueueOptions
+from sqla_vitess_messages.table.build import (
+    InlineIndexes,
     make_queue_table,
-    only_indexes_of,
+    remove_inline_indexes,
     streamed_columns,
 )
-from sqla_vitess_messages.layouts import LAYOUTS, make_columns
-from sqla_vitess_messages.options import Layout
+from sqla_vitess_messages.table.layouts import LAYOUTS, make_columns
+from sqla_vitess_messages.table.options import Layout
+from sqla_vitess_messages.vitess import vschema
+from sqla_vitess_messages.vitess.server import is_mysql
 
 from . import conversion
 from .vschema_operations import alter_vschema, targets_vitess
@@ -35,15 +38,29 @@ __all__ = [
     "DropMessageQueueOp",
 ]
 
-OPTION_NAMES = tuple(field.name for field in fields(QueueOptions))
+_OPTION_NAMES = tuple(field.name for field in fields(QueueOptions))
 
 ExistingRows = Literal["dead", "due"]
 
 
-def _split(arguments: dict[str, Any]) -> tuple[QueueOptions, dict[str, Any]]:
-    """Return the options among keyword arguments, and the rest, which is for the Table."""
-    given = {name: arguments.pop(name) for name in OPTION_NAMES if name in arguments}
-    return QueueOptions(**given), arguments
+def _split_options(arguments: dict[str, Any]) -> tuple[QueueOptions, dict[str, Any]]:
+    """Return the queue's options among keyword arguments, and the other arguments."""
+    given = {name: value for name, value in arguments.items() if name in _OPTION_NAMES}
+    others = {name: value for name, value in arguments.items() if name not in given}
+    return QueueOptions(**given), others
+
+
+def _only_options(arguments: dict[str, Any]) -> QueueOptions:
+    """Return the queue's options.
+
+    :raises InvalidArgument: for an argument that is no option.
+    """
+    options, unknown = _split_options(arguments)
+    if unknown:
+        raise InvalidArgument(
+            f"{', '.join(unknown)}: a queue has no such options, only {', '.join(_OPTION_NAMES)}"
+        )
+    return options
 
 
 @Operations.register_operation("create_message_queue")
@@ -79,9 +96,9 @@ class CreateMessageQueueOp(MigrateOperation):
         :param payload: the columns and constraints that follow the queue's own.
         :param options: those of :class:`~sqla_vitess_messages.QueueOptions`, and any of the Table's
             such as ``mysql_engine``.
-        :raises InvalidQueue: before anything is sent, when they make no working queue.
+        :raises InvalidQueue: before any DDL is sent, when they don't make a working queue.
         """
-        queue_options, table_options = _split(options)
+        queue_options, table_options = _split_options(options)
         table: Table = operations.invoke(
             cls(name, payload, queue_options, schema=schema, **table_options)
         )
@@ -89,13 +106,13 @@ class CreateMessageQueueOp(MigrateOperation):
 
     @classmethod
     def from_table(cls, table: Table, options: QueueOptions) -> CreateMessageQueueOp:
-        """Return the operation that makes this queue."""
+        """Return the operation that creates this queue."""
         own = LAYOUTS[options.layout].columns
         payload: list[SchemaItem] = [column for column in table.columns if column.name not in own]
         payload += [
             constraint
             for constraint in table.constraints
-            if not isinstance(constraint, (PrimaryKeyConstraint, InlineIndex))
+            if not isinstance(constraint, (PrimaryKeyConstraint, InlineIndexes))
         ]
         if options.message_cols == tuple(streamed_columns(table)):
             options = options.replace(message_cols=None)
@@ -127,12 +144,15 @@ class DropMessageQueueOp(MigrateOperation):
     def drop_message_queue(
         cls, operations: Operations, name: str, *, schema: str | None = None
     ) -> None:
-        """Drop a queue with its messages."""
+        """Drop a queue with all its messages."""
         operations.invoke(cls(name, schema=schema))
 
     def reverse(self) -> CreateMessageQueueOp:
         if self._creating is None:
-            raise ValueError(f"it isn't known how to create the queue {self.name!r}")
+            raise ValueError(
+                f"queue {self.name!r}: the operation that drops it can't be reversed, because it "
+                "was made without creating="
+            )
         return self._creating
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
@@ -168,19 +188,18 @@ class AlterMessageQueueOp(MigrateOperation):
         schema: str | None = None,
         **options: Any,
     ) -> None:
-        """Give a queue other options.
+        """Change a queue's options.
 
-        :param existing_layout: the layout that the table has, if it is to have another.
-        :param options: all those of :class:`~sqla_vitess_messages.QueueOptions` that aren't to have
-            their defaults; ``message_cols`` too, unless the layout is classic.
+        :param existing_layout: the layout that the table has, if ``layout`` is another one.
+        :param options: those of :class:`~sqla_vitess_messages.QueueOptions`. Options that aren't
+            given get their defaults, except for ``message_cols``, which is required unless the
+            layout is classic.
         """
-        queue_options, unknown = _split(options)
-        if unknown:
-            raise InvalidArgument(f"{', '.join(unknown)}: no such options of a queue")
+        queue_options = _only_options(options)
         if queue_options.message_cols is None and LAYOUTS[queue_options.layout].streams_all:
             raise InvalidArgument(
-                "message_cols=None: name the columns that are streamed, id first: "
-                "the migration doesn't know the table's columns"
+                "message_cols=None: name the columns to be streamed, 'id' first, because a "
+                "migration doesn't know the table's columns"
             )
         operations.invoke(cls(name, queue_options, schema=schema, existing_layout=existing_layout))
 
@@ -199,7 +218,7 @@ class AlterMessageQueueOp(MigrateOperation):
 
 @Operations.register_operation("convert_to_message_queue")
 class ConvertToMessageQueueOp(MigrateOperation):
-    """Make a queue of an ordinary table."""
+    """Convert an ordinary table into a queue."""
 
     def __init__(
         self,
@@ -226,17 +245,15 @@ class ConvertToMessageQueueOp(MigrateOperation):
         schema: str | None = None,
         **options: Any,
     ) -> None:
-        """Make a queue of a table whose primary key is an integer column ``id``.
+        """Convert a table whose primary key is an integer column ``id`` into a queue.
 
-        :param existing_rows: what becomes of its rows: ``"dead"`` messages, which are delivered
-            once they are requeued, or messages that are ``"due"`` at once.
+        :param existing_rows: what its rows become: ``"dead"`` messages, which are only delivered
+            after a requeue, or messages that are ``"due"`` at once.
         :param options: as in ``alter_message_queue``.
         """
         if existing_rows not in ("dead", "due"):
             raise InvalidArgument(f"existing_rows={existing_rows!r}: expected 'dead' or 'due'")
-        queue_options, unknown = _split(options)
-        if unknown:
-            raise InvalidArgument(f"{', '.join(unknown)}: no such options of a queue")
+        queue_options = _only_options(options)
         operations.invoke(cls(name, queue_options, existing_rows=existing_rows, schema=schema))
 
     def reverse(self) -> ConvertFromMessageQueueOp:
@@ -250,7 +267,7 @@ class ConvertToMessageQueueOp(MigrateOperation):
 
 @Operations.register_operation("convert_from_message_queue")
 class ConvertFromMessageQueueOp(MigrateOperation):
-    """Make an ordinary table of a queue."""
+    """Convert a queue into an ordinary table."""
 
     def __init__(
         self,
@@ -275,7 +292,7 @@ class ConvertFromMessageQueueOp(MigrateOperation):
         autoincrement: bool = False,
         schema: str | None = None,
     ) -> None:
-        """Make an ordinary table, with the primary key ``id``, of a queue; its rows stay.
+        """Convert a queue into an ordinary table with the primary key ``id``, and keep its rows.
 
         :param layout: the queue's.
         :param autoincrement: whether the database gives new rows their ids.
@@ -302,7 +319,8 @@ def _create(operations: Operations, operation: CreateMessageQueueOp) -> Table:
         **operation.table_options,
     )
     make_queue_table(table, operation.options)
-    only_indexes_of(table, operations.migration_context.dialect.name)
+    if is_mysql(operations.migration_context.dialect):
+        remove_inline_indexes(table)
     operations.impl.create_table(table)
     if operation.options.shard_by and operations.migration_context.as_sql:
         _add_vindex(operations, operation)
@@ -310,7 +328,7 @@ def _create(operations: Operations, operation: CreateMessageQueueOp) -> Table:
 
 
 def _add_vindex(operations: Operations, operation: CreateMessageQueueOp) -> None:
-    """Write what a live connection is told when the table was created."""
+    """Write the statement that, with a connection, is executed when the table has been created."""
     columns, vindex = operation.options.shard_by, operation.options.vindex
     assert columns is not None
     assert vindex is not None
@@ -323,11 +341,11 @@ def _add_vindex(operations: Operations, operation: CreateMessageQueueOp) -> None
 def _drop(operations: Operations, operation: DropMessageQueueOp) -> None:
     table = Table(operation.name, MetaData(), schema=operation.schema)
     connection = operations.migration_context.connection
-    known = targets_vitess(operations, sharded=True)
-    if known and connection is not None and not operations.migration_context.as_sql:
-        known = bool(vschema.vindexes_of(connection, table))
+    is_in_vschema = targets_vitess(operations, sharded=True)
+    if is_in_vschema and connection is not None and not operations.migration_context.as_sql:
+        is_in_vschema = bool(vschema.vindexes_of(connection, table))
     operations.impl.drop_table(table)
-    if known:
+    if is_in_vschema:
         alter_vschema(operations, vschema.DropTable(operation.name, keyspace=operation.schema))
 
 

@@ -1,4 +1,4 @@
-"""How a migration script shows the operations."""
+"""Render the operations as the code of a migration script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alembic.autogenerate.render import (
 from sqlalchemy import Column, Constraint
 
 from sqla_vitess_messages import QueueOptions
-from sqla_vitess_messages.options import to_number
+from sqla_vitess_messages.table.options import to_number
 
 from .operations import (
     AlterMessageQueueOp,
@@ -27,6 +27,8 @@ from .vschema_operations import AddVindexOp, RemoveVindexOp
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
+
+__all__: list[str] = []
 
 _ALWAYS = ("ack_wait", "purge_after", "batch_size", "cache_size", "poller_interval")
 _UNLESS_NONE = ("min_backoff", "max_backoff", "message_cols", "shard_by", "vindex")
@@ -43,11 +45,14 @@ def _one_line(context: AutogenContext, name: str, arguments: Sequence[str]) -> s
 
 
 def _options(options: QueueOptions) -> list[str]:
-    """Return the options as keyword arguments, also those that have their defaults of today."""
-    shown = list(_ALWAYS)
-    shown += [name for name in _UNLESS_NONE if getattr(options, name) is not None]
+    """Return the options as keyword arguments.
+
+    Defaults are rendered, too, so that a later version's defaults don't change old migrations.
+    """
+    names = list(_ALWAYS)
+    names += [name for name in _UNLESS_NONE if getattr(options, name) is not None]
     arguments = []
-    for name in shown:
+    for name in names:
         value = getattr(options, name)
         if isinstance(value, tuple):
             value = list(value)
@@ -65,14 +70,14 @@ def _schema(operation: Any) -> list[str]:
 def _create(context: AutogenContext, operation: CreateMessageQueueOp) -> str:
     arguments = [repr(operation.name)]
     for item in operation.payload:
-        shown: str | None
+        rendered: str | None
         if isinstance(item, Column):
-            shown = _render_column(item, context)
+            rendered = _render_column(item, context)
         else:
             assert isinstance(item, Constraint)
-            shown = _render_constraint(item, context, None)
-        if shown:
-            arguments.append(str(shown))
+            rendered = _render_constraint(item, context, None)
+        if rendered:
+            arguments.append(str(rendered))
     arguments += _options(operation.options)
     for name, value in sorted(operation.table_options.items()):
         arguments.append(f"{name.replace(' ', '_')}={value!r}")

@@ -1,6 +1,6 @@
 """Operations on the vschema of a Vitess keyspace. They do nothing on other databases.
 
-Each takes ``keyspace``; without it the connection's own is meant.
+Each has the parameter ``keyspace``, whose default is the connection's keyspace.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from sqlalchemy import BigInteger, Column, MetaData, Table, insert
 from sqlalchemy.schema import CreateTable, ExecutableDDLElement
 from sqlalchemy.schema import DropTable as DropTableStatement
 
-from sqla_vitess_messages import vschema
-from sqla_vitess_messages.ddl import MYSQL, is_vitess
+from sqla_vitess_messages.vitess import vschema
+from sqla_vitess_messages.vitess.server import is_mysql, is_vitess
 
 __all__ = [
     "SEQUENCE",
@@ -34,13 +34,16 @@ SEQUENCE = "vitess_sequence"
 """The comment of a sequence's table."""
 
 OFFLINE = "vitess"
-"""``alembic -x vitess=…``: ``unsharded`` or ``sharded``, what the SQL of ``--sql`` is for."""
+"""``alembic -x vitess=…`` sets the kind of keyspace that ``--sql`` is for: sharded or unsharded."""
 
 
 def targets_vitess(operations: Operations, *, sharded: bool = False) -> bool:
-    """Say whether a migration runs on Vitess, or writes SQL for it."""
+    """Return whether a migration runs on Vitess, or writes SQL for it.
+
+    :param sharded: whether only a sharded keyspace counts.
+    """
     context = operations.migration_context
-    if context.dialect.name not in MYSQL:
+    if not is_mysql(context.dialect):
         return False
     if context.connection is None or context.as_sql:
         environment = context.environment_context
@@ -51,12 +54,18 @@ def targets_vitess(operations: Operations, *, sharded: bool = False) -> bool:
 
 
 class _VschemaOp(MigrateOperation):
+    """The base of the operations.
+
+    :param name: the name of the table, the vindex or the sequence.
+    :param keyspace: default: the connection's.
+    """
+
     def __init__(self, name: str, *, keyspace: str | None = None) -> None:
         self.name = name
         self.keyspace = keyspace
 
     def statement(self) -> ExecutableDDLElement:
-        """Return what is to be executed."""
+        """Return the statement to be executed."""
         raise NotImplementedError
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
@@ -65,7 +74,7 @@ class _VschemaOp(MigrateOperation):
 
 @Operations.register_operation("create_vindex")
 class CreateVindexOp(_VschemaOp):
-    """Make a vindex with parameters: a lookup, or one over several columns."""
+    """Create a vindex with parameters, such as a lookup vindex or one of several columns."""
 
     def __init__(
         self,
@@ -89,7 +98,7 @@ class CreateVindexOp(_VschemaOp):
         *,
         keyspace: str | None = None,
     ) -> None:
-        """Make a vindex.
+        """Create a vindex.
 
         :param type_: such as ``"consistent_lookup_unique"``.
         :param params: such as ``{"table": "main.lookup", "from": "email", "to": "keyspace_id"}``.
@@ -118,7 +127,7 @@ class DropVindexOp(_VschemaOp):
 
 @Operations.register_operation("add_vindex")
 class AddVindexOp(_VschemaOp):
-    """Let columns of a table decide about a row's shard, or lead to it."""
+    """Add a vindex to a table. Its first one determines a row's shard, any other leads to it."""
 
     def __init__(
         self, name: str, columns: Sequence[str], vindex: str, *, keyspace: str | None = None
@@ -137,10 +146,11 @@ class AddVindexOp(_VschemaOp):
         *,
         keyspace: str | None = None,
     ) -> None:
-        """Give a table of a sharded keyspace a vindex; the first one decides about the shard.
+        """Add a vindex to a table of a sharded keyspace; its first one determines a row's shard.
 
-        :param vindex: a type that needs no parameters, such as ``"hash"``, or the name of a vindex
-            that there is already.
+        :param columns: the names of the table's columns.
+        :param vindex: a vindex type that needs no parameters, such as ``"hash"``, or the name of an
+            existing vindex.
         """
         operations.invoke(cls(table_name, columns, vindex, keyspace=keyspace))
 
@@ -153,7 +163,7 @@ class AddVindexOp(_VschemaOp):
 
 @Operations.register_operation("remove_vindex")
 class RemoveVindexOp(_VschemaOp):
-    """Take a vindex off a table."""
+    """Remove a vindex from a table."""
 
     def __init__(self, name: str, vindex: str, *, keyspace: str | None = None) -> None:
         super().__init__(name, keyspace=keyspace)
@@ -163,7 +173,7 @@ class RemoveVindexOp(_VschemaOp):
     def remove_vindex(
         cls, operations: Operations, table_name: str, vindex: str, *, keyspace: str | None = None
     ) -> None:
-        """Take a vindex off a table."""
+        """Remove a vindex from a table."""
         operations.invoke(cls(table_name, vindex, keyspace=keyspace))
 
     def statement(self) -> ExecutableDDLElement:
@@ -172,13 +182,13 @@ class RemoveVindexOp(_VschemaOp):
 
 @Operations.register_operation("add_vschema_table")
 class AddVschemaTableOp(_VschemaOp):
-    """Tell vtgate of a table of an unsharded keyspace."""
+    """Add a table of an unsharded keyspace to the vschema."""
 
     @classmethod
     def add_vschema_table(
         cls, operations: Operations, table_name: str, *, keyspace: str | None = None
     ) -> None:
-        """Tell vtgate of a table of an unsharded keyspace, so that others find it by its name."""
+        """Add a table of an unsharded keyspace, so that it is found by its name alone."""
         operations.invoke(cls(table_name, keyspace=keyspace))
 
     def statement(self) -> ExecutableDDLElement:
@@ -190,13 +200,13 @@ class AddVschemaTableOp(_VschemaOp):
 
 @Operations.register_operation("drop_vschema_table")
 class DropVschemaTableOp(_VschemaOp):
-    """Let vtgate forget a table and its vindexes."""
+    """Remove a table and its vindexes from the vschema."""
 
     @classmethod
     def drop_vschema_table(
         cls, operations: Operations, table_name: str, *, keyspace: str | None = None
     ) -> None:
-        """Let vtgate forget a table and its vindexes."""
+        """Remove a table and its vindexes from the vschema."""
         operations.invoke(cls(table_name, keyspace=keyspace))
 
     def statement(self) -> ExecutableDDLElement:
@@ -205,7 +215,7 @@ class DropVschemaTableOp(_VschemaOp):
 
 @Operations.register_operation("create_sequence")
 class CreateSequenceOp(_VschemaOp):
-    """Make a sequence in an unsharded keyspace."""
+    """Create a sequence in an unsharded keyspace."""
 
     def __init__(
         self, name: str, *, start: int = 1, cache: int = 1000, keyspace: str | None = None
@@ -224,10 +234,10 @@ class CreateSequenceOp(_VschemaOp):
         cache: int = 1000,
         keyspace: str | None = None,
     ) -> None:
-        """Make a sequence: its table, the one row in it, and its entry in the vschema.
+        """Create a sequence: its table, the one row in it, and its entry in the vschema.
 
         :param start: the first number.
-        :param cache: how many numbers a tablet takes at a time.
+        :param cache: how many numbers a tablet reserves at a time.
         :param keyspace: an unsharded one.
         """
         operations.invoke(cls(name, start=start, cache=cache, keyspace=keyspace))
@@ -241,13 +251,13 @@ class CreateSequenceOp(_VschemaOp):
 
 @Operations.register_operation("drop_sequence")
 class DropSequenceOp(_VschemaOp):
-    """Drop a sequence."""
+    """Drop a sequence, including its table."""
 
     @classmethod
     def drop_sequence(
         cls, operations: Operations, name: str, *, keyspace: str | None = None
     ) -> None:
-        """Drop a sequence, its table included."""
+        """Drop a sequence, including its table."""
         operations.invoke(cls(name, keyspace=keyspace))
 
     def statement(self) -> ExecutableDDLElement:
@@ -267,7 +277,7 @@ def _sequence_table(operation: _VschemaOp) -> Table:
 
 
 def alter_vschema(operations: Operations, statement: ExecutableDDLElement) -> None:
-    """Execute a statement on the vschema, or write it."""
+    """Execute a statement on the vschema, or write it to the script of ``--sql``."""
     context = operations.migration_context
     if context.as_sql or context.connection is None:
         operations.execute(statement)
@@ -300,7 +310,7 @@ def _create_sequence(operations: Operations, operation: CreateSequenceOp) -> Non
     alter_vschema(operations, operation.statement())
     connection = operations.migration_context.connection
     if connection is not None and not operations.migration_context.as_sql:
-        vschema.wait_until_known(connection, table)
+        vschema.wait_until_routable(connection, table)
     row = {"id": 0, "next_id": operation.start, "cache": operation.cache}
     operations.execute(insert(table).values(row))
 

@@ -1,30 +1,21 @@
-"""Engines of asyncio drivers, and calls that run on them."""
+"""Engines of asyncio drivers, set up for leasing."""
 
 from __future__ import annotations
-
-import asyncio
-from collections.abc import Callable
-from functools import partial
-from typing import ParamSpec, TypeVar, Union
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.util import greenlet_spawn
 
 from ..errors import InvalidArgument, InvalidArgumentType
-from ..transports.base import copy_engine
-from ..transports.factory import READ_TIMEOUT, prepare
+from ..transports.engines import configure_engine, copy_engine
 
-__all__ = ["AsyncBind", "call", "own_async_engine"]
+__all__ = ["AsyncBind", "dedicated_async_engine"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-AsyncBind = Union[str, URL, AsyncEngine]
+AsyncBind = str | URL | AsyncEngine
+"""The database of a subscriber: a URL with an asyncio driver, or an AsyncEngine to copy."""
 
 
-def own_async_engine(bind: AsyncBind) -> AsyncEngine:
+def dedicated_async_engine(bind: AsyncBind) -> AsyncEngine:
     """Return an engine that shares no connection with any other, and isn't connected yet.
 
     :raises InvalidArgument: for a URL that can't be parsed or has no asyncio driver, and for a
@@ -43,18 +34,5 @@ def own_async_engine(bind: AsyncBind) -> AsyncEngine:
             ) from error
     else:
         raise InvalidArgumentType(f"bind={bind!r}: expected a URL or an AsyncEngine")
-    prepare(engine.sync_engine)
+    configure_engine(engine.sync_engine)
     return engine
-
-
-async def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a function that uses the engine as if it were synchronous.
-
-    :raises OSError: when the server is silent for too long.
-    """
-    try:
-        return await asyncio.wait_for(
-            greenlet_spawn(partial(function, *args, **kwargs)), READ_TIMEOUT
-        )
-    except asyncio.TimeoutError as error:
-        raise OSError(f"the server has been silent for {READ_TIMEOUT} s") from error

@@ -1,6 +1,1 @@
-"""How messages come from the database: see :class:`~.base.Transport`."""
-
-from .base import Transport
-from .factory import TransportName, make_transport
-
-__all__ = ["Transport", "TransportName", "make_transport"]
+"""How messages come from the database; see :class:`~.base.Transport`."""

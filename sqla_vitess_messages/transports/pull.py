@@ -4,134 +4,122 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from .. import wakeups
-from ..wakeups import Wakeable
-from .base import Deliver, Leasing, M
-from .puller import Puller
+from .. import clock
+from ..rows import local_notify
+from .base import BaseTransport, M, Receiver
+from .choice import Pull
+from .leaser import ShardLeaser
 from .shards import choose_shards, find_shards, shard_engine
 
 __all__ = ["PullTransport"]
 
 SHORTEST_PAUSE = 0.002
-"""Seconds until the next look after one that found nothing; doubled at each further one."""
+"""Seconds until the next poll after one that found nothing; doubled at each further one."""
 
 WHOLE = ""
-"""Stands for a database without shards."""
+"""The key of the one leaser of a database without shards."""
 
-SHARDS_KNOWN_FOR = 5.0
-"""Seconds until it is looked up again which shards a keyspace has."""
+SHARDS_CACHED_FOR = 5.0
+"""Seconds until a keyspace's shards are queried again."""
 
 
-class PullTransport(Leasing[M]):
-    """Looks at the table, or at one shard of it after the other, and says when to look again.
+class PullTransport(BaseTransport[M]):
+    """Polls the table, or one shard of it after the other.
 
     :param vitess: whether the server is a vtgate: it has shards, and its tablets purge by
         themselves.
-    :param poll_interval: seconds between two looks at an idle queue, at most.
-    :param shards: names or key ranges of shards; None for all.
-    :param deliver: called with what was leased.
-    :param wake: set when a commit in this process has enqueued something.
+    :param receiver: is notified when a commit in this process has enqueued something.
     """
 
     def __init__(
-        self,
-        model: type[M],
-        engine: Engine,
-        *,
-        vitess: bool,
-        poll_interval: float,
-        shards: Sequence[str] | None,
-        deliver: Deliver[M],
-        wake: Wakeable,
+        self, model: type[M], engine: Engine, options: Pull, *, vitess: bool, receiver: Receiver[M]
     ) -> None:
         super().__init__(model, engine)
-        self._deliver = deliver
-        self._wake = wake  # The listeners forget what nobody holds.
-        wakeups.listen(self._table, wake)
+        self._receiver = receiver
+        local_notify.listen(self._table, receiver)
         self._vitess = vitess
-        self._wanted = shards
-        self._longest_pause = poll_interval
+        self._wanted_shards = options.shards
+        self._longest_pause = clock.to_seconds(options.poll_interval, "poll_interval")
         self._purge_interval = self._options.poller_interval
         self._next_purge = time.monotonic() + self._purge_interval
-        self._pullers: dict[str, Puller[M]] = {}
-        self._pullers_until = 0.0
+        self._leasers: dict[str, ShardLeaser[M]] = {}
+        self._leasers_until = 0.0
         self._turn = 0
         self.pause = 0.0
         self._interrupted = False
 
-    def look(self, limit: int) -> None:
-        if self.take(limit, at_once=self.pause == 0):
+    def poll(self, limit: int) -> None:
+        if self.lease(limit, probe_first=self.pause > 0):
             self.pause = 0.0
         else:
             self.pause = min(max(self.pause * 2, SHORTEST_PAUSE), self._longest_pause)
         if not self._vitess and time.monotonic() >= self._next_purge:
             self._purge()
 
-    def take(self, limit: int, *, due_for: float = 0, at_once: bool = True) -> int:
+    def lease(self, limit: int, *, due_for: float = 0, probe_first: bool = False) -> int:
         """Lease and deliver up to ``limit`` messages, those of one shard after the other's.
 
         :param due_for: seconds that they must have been due.
-        :param at_once: False: look first whether something is due, without locking anything.
+        :param probe_first: check first, without any lock, whether there are due messages.
         :return: how many there were.
         """
-        taken = 0
+        leased = 0
         try:
-            for puller in self._take_turns():
-                if taken == limit or self._interrupted:
+            for leaser in self._leasers_in_turn():
+                if leased == limit or self._interrupted:
                     break
-                if not (at_once or puller.something_is_due()):
+                if probe_first and not leaser.has_due_messages():
                     continue
-                if messages := puller.take(limit - taken, due_for=due_for):
-                    taken += len(messages)
-                    self._deliver(messages)
+                if messages := leaser.lease(limit - leased, due_for=due_for):
+                    leased += len(messages)
+                    self._receiver.deliver(messages)
         except DBAPIError:
-            self._pullers_until = 0.0  # The shards may have changed.
+            self._leasers_until = 0.0  # The shards may have changed.
             raise
-        return taken
+        return leased
 
     def interrupt(self) -> None:
         self._interrupted = True
 
     def stop(self) -> None:
-        """Do nothing: what is pulled is delivered at once."""
+        """Do nothing: pulled messages are delivered at once."""
 
     def close(self) -> None:
-        self._forget_shards()
+        self._close_leasers()
         super().close()
 
-    def _take_turns(self) -> list[Puller[M]]:
-        """Return the pullers, another one first each time."""
-        if time.monotonic() >= self._pullers_until:
-            self._look_up_shards()
-        pullers = list(self._pullers.values())
-        self._turn = (self._turn + 1) % len(pullers)
-        return pullers[self._turn :] + pullers[: self._turn]
+    def _leasers_in_turn(self) -> list[ShardLeaser[M]]:
+        """Return the leasers, another one first each time."""
+        if time.monotonic() >= self._leasers_until:
+            self._find_shards()
+        leasers = list(self._leasers.values())
+        self._turn = (self._turn + 1) % len(leasers)
+        return leasers[self._turn :] + leasers[: self._turn]
 
-    def _look_up_shards(self) -> None:
+    def _find_shards(self) -> None:
         shards = find_shards(self._engine) if self._vitess else []
-        known = shards is not None or not self._pullers
+        known = shards is not None or not self._leasers
         if shards:
-            shards = choose_shards(shards, self._wanted)
-        if known and set(shards or [WHOLE]) != self._pullers.keys():
-            self._forget_shards()
-            self._pullers = {
-                shard: Puller(self._model, shard_engine(self._engine, shard), shard)
+            shards = choose_shards(shards, self._wanted_shards)
+        if known and set(shards or [WHOLE]) != self._leasers.keys():
+            self._close_leasers()
+            self._leasers = {
+                shard: ShardLeaser(self._model, shard_engine(self._engine, shard), shard)
                 for shard in shards or ()
-            } or {WHOLE: Puller(self._model, self._engine)}
-        self._pullers_until = time.monotonic() + (SHARDS_KNOWN_FOR if self._vitess else math.inf)
+            } or {WHOLE: ShardLeaser(self._model, self._engine)}
+        self._leasers_until = time.monotonic() + (SHARDS_CACHED_FOR if self._vitess else math.inf)
 
-    def _forget_shards(self) -> None:
-        for puller in self._pullers.values():
-            puller.close()
-        self._pullers = {}
+    def _close_leasers(self) -> None:
+        for leaser in self._leasers.values():
+            leaser.close()
+        self._leasers = {}
 
     def _purge(self) -> None:
-        for puller in self._pullers.values():
-            while puller.purge() and not self._interrupted:
+        for leaser in self._leasers.values():
+            while leaser.purge() and not self._interrupted:
                 pass
         self._next_purge = time.monotonic() + self._purge_interval

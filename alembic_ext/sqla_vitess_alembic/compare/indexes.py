@@ -1,0 +1,81 @@
+"""Compare the queue's own indexes, by their names alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from alembic.operations import ops
+from alembic.util import DispatchPriority, PriorityDispatchResult
+from sqlalchemy import Index, Table, UniqueConstraint
+from sqlalchemy.schema import SchemaItem
+
+from sqla_vitess_messages.table.build import index_columns, index_name
+from sqla_vitess_messages.table.layouts import LAYOUTS
+from sqla_vitess_messages.table.options import is_queue, queue_options
+from sqla_vitess_messages.vitess.server import is_mysql
+
+from .existing import existing_layout, for_existing_queues
+
+if TYPE_CHECKING:
+    from alembic.autogenerate.api import AutogenContext
+    from alembic.runtime.plugins import Plugin
+
+__all__ = ["setup"]
+
+_SPEC_NAMES = {spec.name for layout in LAYOUTS.values() for spec in layout.indexes}
+_COLUMNS_OF_EVERY_LAYOUT = set.intersection(*(set(layout.columns) for layout in LAYOUTS.values()))
+
+
+def _exclude_queue_indexes(
+    context: AutogenContext, _upgrade_ops: ops.UpgradeOps
+) -> PriorityDispatchResult:
+    """Exclude the queues' own indexes from Alembic's comparison; reflection may lose their DESC."""
+    context._object_filters.append(_is_compared_by_alembic)
+    return PriorityDispatchResult.CONTINUE
+
+
+def _is_compared_by_alembic(
+    item: SchemaItem, name: str | None, _type: str, _reflected: bool, _compare_to: object
+) -> bool:
+    if not isinstance(item, (Index, UniqueConstraint)) or item.table is None:
+        return True
+    table = item.table
+    may_be_queue = is_queue(table) or _COLUMNS_OF_EVERY_LAYOUT.issubset(table.c.keys())
+    return not may_be_queue or str(name).removeprefix(f"{table.name}_") not in _SPEC_NAMES
+
+
+@for_existing_queues
+def _compare_indexes(
+    context: AutogenContext, modify_ops: ops.ModifyTableOps, existing: Table, table: Table
+) -> None:
+    """Add the queue's indexes that the table lacks. A change of the layout adds its own."""
+    layout = queue_options(table).layout
+    if existing_layout(existing) != layout:
+        return
+    is_inline = is_mysql(context.migration_context.dialect)
+    names = {index["name"] for index in context.inspector.get_indexes(table.name, table.schema)}
+    for spec in LAYOUTS[layout].indexes:
+        name = spec.name if is_inline else index_name(table, spec)
+        if name not in names:
+            modify_ops.ops.append(
+                ops.CreateIndexOp(
+                    name,
+                    table.name,
+                    index_columns(table, spec),
+                    schema=table.schema,
+                    unique=spec.unique,
+                )
+            )
+
+
+def setup(plugin: Plugin) -> None:
+    """Register the comparator, and the filter that keeps Alembic's own from these indexes."""
+    plugin.add_autogenerate_comparator(
+        _exclude_queue_indexes,
+        "autogenerate",
+        "message_queue_indexes",
+        priority=DispatchPriority.FIRST,
+    )
+    plugin.add_autogenerate_comparator(
+        _compare_indexes, "table", "message_queue_indexes", priority=DispatchPriority.LAST
+    )

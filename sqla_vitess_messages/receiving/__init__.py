@@ -1,0 +1,1 @@
+"""Receiving messages and running handlers, written once for threads and asyncio."""

@@ -1,0 +1,388 @@
+"""The receiving engine: leases messages for one subscriber, and hands them out.
+
+It is synchronous code over a :class:`~sqla_vitess_messages.runtime.Runtime`, the same for threads
+and for asyncio.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from ..errors import LeaseLost, SubscriberClosed
+from ..events import Dead, Event, Reconnected, Reconnecting
+from ..rows import settle
+from ..rows.deadlocks import retry_on_deadlock
+from ..rows.lease import Lease
+from ..rows.message import Message, queue_table
+from ..runtime import Runtime, Task
+from ..transports.base import Transport
+from ..transports.choice import Grpc, Pull, Stream
+from ..transports.factory import make_transport
+from .batcher import PendingSettlement, SettlementBatcher, settle_together
+from .in_flight import InFlight
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+__all__ = ["ReceiveLoop"]
+
+M = TypeVar("M", bound=Message)
+
+MAX_RECONNECT_DELAY = 2.0
+"""Seconds between two attempts to reconnect, at most."""
+
+CLOSE_TIMEOUT = 1.8
+"""Seconds that :meth:`ReceiveLoop.close` waits for the server."""
+
+IDLE_CHECK_INTERVAL = 1.0
+"""Seconds until a subscriber that has no work checks again whether slots became free."""
+
+log = logging.getLogger(__name__)
+
+
+class ReceiveLoop(Generic[M]):
+    """Receives messages from the opening of a subscriber to its closing.
+
+    :param engine: is the loop's own.
+    :param in_flight: the messages of the subscriber, which outlive the loop.
+    :param lock: guards ``in_flight`` and the state of this object.
+    :param max_attempts: how often a message may have been handed out; None for no limit.
+    :param on_event: called with each event, without the lock.
+    """
+
+    def __init__(
+        self,
+        model: type[M],
+        engine: Engine,
+        in_flight: InFlight[M],
+        lock: threading.RLock,
+        runtime: Runtime,
+        *,
+        max_attempts: int | None,
+        on_event: Callable[[Event], object] | None,
+    ) -> None:
+        self._model = model
+        self._queue = queue_table(model).name
+        self._engine = engine
+        self._in_flight = in_flight
+        self._runtime = runtime
+        self._max_attempts = max_attempts
+        self._on_event = on_event
+        self._lock = lock
+        self._messages_available = runtime.condition(lock)
+        self._work_available = runtime.condition(lock)
+        self._poll_requested = runtime.condition(lock)
+        self._closing_requested = runtime.condition(lock)
+        self._poll_now = self._stopping = self._closing = self._disconnected = False
+        self._exhausted: list[M] = []
+        self._error: BaseException | None = None
+        self._transport: Transport[M]
+        self._batcher: SettlementBatcher
+        self._task: Task
+
+    def open(self, choice: Pull | Stream | Grpc) -> None:
+        """Connect and begin to receive.
+
+        :raises QueueNotFound: when the table is missing, or is not the model's queue.
+        :raises sqlalchemy.exc.OperationalError: when the database can't be reached.
+        """
+        connecting = partial(
+            make_transport, self._model, self._engine, choice, receiver=self, runtime=self._runtime
+        )
+        try:
+            self._transport = self._runtime.call(connecting)
+        except BaseException:
+            self._engine.dispose()
+            raise
+        self._batcher = SettlementBatcher(self._commit_settlements, self._runtime)
+        self._task = self._runtime.start(self._run, f"Subscriber({self._queue})")
+
+    def _commit_settlements(self, group: Sequence[PendingSettlement]) -> None:
+        self._runtime.call(settle_together, self._model, self._engine, group)
+
+    @property
+    def batcher(self) -> SettlementBatcher:
+        """Commits grouped settlements.
+
+        :raises SubscriberClosed: when the loop is closing.
+        """
+        if self._closing:
+            raise self._closed()
+        return self._batcher
+
+    def stop_receiving(self) -> None:
+        """Release messages that nobody has got, and receive nothing more."""
+        with self._lock:
+            self._stopping = True
+            self._messages_available.notify_all()
+            self._work_available.notify_all()
+            self._poll_requested.notify_all()
+        self._transport.interrupt()
+
+    def close(self) -> None:
+        """Stop receiving, commit grouped settlements, and disconnect.
+
+        Returns within two seconds, also if the server doesn't answer.
+        """
+        with self._lock:
+            self._closing = True
+            self._closing_requested.notify_all()
+        self.stop_receiving()
+        if not self._task.join(CLOSE_TIMEOUT):
+            log.warning(
+                "the server doesn't answer; messages of this subscriber come back after ack_wait",
+                extra={"queue": self._queue},
+            )
+            self._batcher.cancel()
+            if self._task.cancel():
+                self._task.join(0.1)
+
+    def get_many(self, limit: int, timeout: float | None) -> list[M]:
+        """Return waiting messages as soon as there is one; see :meth:`.Subscriber.get_many`.
+
+        :raises BaseException: the error that ended the loop, if one has.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        try:
+            with self._lock:
+                while not (messages := self._checkout(limit)):
+                    remaining = None if end is None else end - time.monotonic()
+                    if remaining is not None and remaining <= 0:
+                        break
+                    self._messages_available.wait(remaining)
+                return messages
+        finally:
+            self._flush_events()
+
+    def _checkout(self, limit: int) -> list[M]:
+        if self._error is not None:
+            raise self._error
+        if self._stopping:
+            raise self._closed()
+        messages = self._in_flight.checkout(limit, self._on_settling)
+        if self._has_work:
+            self._work_available.notify()
+        return messages
+
+    def _closed(self) -> SubscriberClosed:
+        return SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
+
+    def extend(self, leases: Sequence[Lease], seconds: float) -> list[Lease]:
+        """Extend leases in transactions of their own, and return those that are lost."""
+        return self._runtime.call(
+            settle.extend_unlocked, self._model, self._engine, leases, seconds
+        )
+
+    def _on_settling(self, leases: Sequence[Lease]) -> None:
+        with self._lock:
+            self._in_flight.add_settling(leases)
+            if self._in_flight.may_want_more:
+                self._work_available.notify()
+
+    # The transport's side: a Receiver.
+
+    def deliver(self, messages: Sequence[M]) -> None:
+        """Accept leased messages: from the loop, or from what reads a stream."""
+        with self._lock:
+            most = self._max_attempts
+            if most is not None:
+                self._exhausted += (message for message in messages if message.epoch >= most)
+                messages = [message for message in messages if message.epoch < most]
+            self._in_flight.add(messages)
+            self._messages_available.notify(len(messages))
+            if self._must_release:
+                self._work_available.notify()
+                self._request_poll()
+
+    def emit(self, event: Event) -> None:
+        """Report an event of the transport."""
+        self._flush_events(event)
+
+    def poll_now(self) -> None:
+        """Poll without waiting for the end of the pause."""
+        with self._lock:
+            self._request_poll()
+
+    def _request_poll(self) -> None:
+        self._poll_now = True
+        self._poll_requested.notify()
+
+    # The loop itself.
+
+    @property
+    def _must_release(self) -> bool:
+        return bool(self._exhausted) or self._in_flight.must_release
+
+    @property
+    def _has_work(self) -> bool:
+        return self._must_release or self._in_flight.wants_more
+
+    def _run(self) -> None:
+        """Receive until closed, reconnecting as often as it takes."""
+        try:
+            self._receive_until_stopped()
+        except BaseException as error:
+            if self._runtime.is_cancellation(error):
+                raise
+            if not self._stopping:
+                log.exception("the subscriber has stopped", extra={"queue": self._queue})
+                self._error = error
+        finally:
+            try:
+                self._release_all()
+                self._wait_until_closing()
+            finally:
+                self._batcher.close()
+                self._runtime.call(self._transport.close)
+                with self._lock:
+                    self._in_flight.free_slots()
+                self._flush_events()
+
+    def _receive_until_stopped(self) -> None:
+        from tenacity import Retrying, retry_if_exception_type
+        from tenacity.wait import wait_random_exponential
+
+        # SQLAlchemy passes some of the driver's errors on as they are: those of isolation levels.
+        lost_connection = (DBAPIError, self._engine.dialect.loaded_dbapi.Error, OSError)
+        retrying = Retrying(
+            retry=retry_if_exception_type(lost_connection),
+            wait=wait_random_exponential(multiplier=0.1, max=MAX_RECONNECT_DELAY),
+            sleep=self._sleep_unless_stopping,
+            stop=lambda _state: self._stopping,
+            before_sleep=self._note_lost_connection,
+            reraise=True,
+        )
+        while not self._stopping:
+            retrying(self._receive)
+
+    def _sleep_unless_stopping(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        with self._lock:
+            while not self._stopping and (remaining := end - time.monotonic()) > 0:
+                self._work_available.wait(remaining)
+
+    def _note_lost_connection(self, state: RetryCallState) -> None:
+        error = None if state.outcome is None else state.outcome.exception()
+        reason = str(getattr(error, "orig", error))
+        log.warning("the database failed, trying again: %s", reason, extra={"queue": self._queue})
+        self._disconnected = True
+        self._flush_events(Reconnecting(self._queue, reason))
+
+    def _receive(self) -> None:
+        """Wait until there is work, do it, and poll once."""
+        self._wait_for_work()
+        self._fail_exhausted()
+        self._release_excess()
+        self._pause()
+        with self._lock:
+            self._in_flight.free_slots()
+            wanted = self._in_flight.wants_more and not self._stopping
+            limit = self._in_flight.free
+        if wanted:
+            self._runtime.call(self._transport.poll, limit)
+        if self._disconnected:
+            self._disconnected = False
+            self._flush_events(Reconnected(self._queue))
+
+    def _wait_for_work(self) -> None:
+        """Wait until it pays to receive, or messages have to be released, or the loop is to end."""
+        waiting = True
+        while waiting:
+            with self._lock:
+                self._in_flight.free_slots()
+                waiting = not (self._has_work or self._stopping)
+                if waiting:
+                    longest = self._in_flight.seconds_until_change(IDLE_CHECK_INTERVAL)
+                    self._work_available.wait(longest)
+            self._flush_events()
+
+    def _pause(self) -> None:
+        """Wait for the time that the transport asks for, unless a poll is requested."""
+        end = time.monotonic() + self._transport.pause
+        with self._lock:
+            while not (self._poll_now or self._stopping):
+                if (remaining := end - time.monotonic()) <= 0:
+                    return
+                self._poll_requested.wait(remaining)
+            self._poll_now = False
+            self._transport.pause = 0.0
+
+    def _fail_exhausted(self) -> None:
+        """Fail messages that exceeded ``max_attempts``."""
+        with self._lock:
+            exhausted, self._exhausted = self._exhausted, []
+        if not exhausted:
+            return
+        reason = f"handed out {self._max_attempts} times and never settled"
+
+        def fail() -> None:
+            with self._engine.begin() as connection:
+                settle.fail(self._model, connection, exhausted, reason)
+
+        try:
+            self._runtime.call(retry_on_deadlock, fail)
+        except LeaseLost:
+            log.info("messages were handed out again meanwhile", extra={"queue": self._queue})
+        else:
+            self._flush_events(*(Dead(self._queue, m.id, m.epoch) for m in exhausted))
+
+    def _release_excess(self) -> None:
+        """Release messages that have waited for too long, and those beyond the limit."""
+        with self._lock:
+            unusable = self._in_flight.unusable
+        if unusable:
+            self._runtime.call(self._transport.release, unusable)
+            with self._lock:
+                self._in_flight.drop_unusable(unusable)
+        if self._in_flight.free < 0:
+            self._runtime.call(self._transport.stop)
+            with self._lock:
+                surplus = self._in_flight.take_surplus()
+                self._messages_available.notify_all()  # Slots may be free for the rest.
+            if surplus:
+                self._runtime.call(self._transport.release, surplus)
+
+    def _release_all(self) -> None:
+        """Leave the queue, and release every message that was not handed out."""
+        waiting: list[M] = []
+        try:
+            self._runtime.call(self._transport.stop)
+            with self._lock:
+                waiting = self._in_flight.take_all_waiting()
+            if waiting:
+                self._runtime.call(self._transport.release, waiting)
+        except Exception as error:  # noqa: BLE001  # Closing must go on.
+            log.warning(
+                "%d messages could not be released and come back after ack_wait: %s",
+                len(waiting), type(error).__name__,
+                extra={"queue": self._queue},
+            )  # fmt: skip
+        with self._lock:
+            self._messages_available.notify_all()
+        self._flush_events()
+
+    def _wait_until_closing(self) -> None:
+        """Keep grouped settlements possible until the subscriber is closed, or has failed."""
+        with self._lock:
+            while not self._closing and self._error is None:
+                self._closing_requested.wait()
+
+    def _flush_events(self, *more: Event) -> None:
+        """Emit pending events. Call without holding the lock."""
+        if self._on_event is None:
+            return
+        with self._lock:
+            events = [*self._in_flight.take_events(), *more]
+        try:
+            for event in events:
+                self._on_event(event)
+        except Exception:
+            log.exception("on_event failed", extra={"queue": self._queue})

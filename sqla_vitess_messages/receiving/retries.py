@@ -1,0 +1,126 @@
+"""Decide about a message whose handler failed: it is retried later, or dead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import NamedTuple
+
+from .. import clock
+from ..errors import InvalidArgument, InvalidArgumentType
+
+__all__ = ["Discard", "Retry", "RetryDecision", "RetryPolicy", "decide", "is_exhausted"]
+
+
+class Retry(Exception):
+    """Raised by a handler: roll back, and retry the message. It counts as an attempt.
+
+    :param delay: seconds or a timedelta from now. Default: the policy's backoff.
+    """
+
+    def __init__(self, delay: float | timedelta | None = None) -> None:
+        super().__init__("try again" if delay is None else f"try again in {delay}")
+        self.delay = None if delay is None else clock.to_seconds(delay, "delay")
+
+
+class Discard(Exception):
+    """Raised by a handler: roll back, and don't retry the message. It is dead.
+
+    :param reason: logged, and kept in the column ``fail_reason`` if the model has one.
+    """
+
+    def __init__(self, reason: str = "discarded") -> None:
+        super().__init__(reason)
+
+
+class RetryDecision(NamedTuple):
+    """Whether and when a message is retried.
+
+    :param delay: seconds until the next attempt; None if it is dead.
+    :param reason: why it failed.
+    """
+
+    delay: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Retries with a delay that doubles at each attempt, less a random part of up to half of it.
+
+    :param max_attempts: how often a message is handed out before it is dead; None for no limit.
+        An attempt that ended without a settlement counts, such as one that killed the process.
+    :param min_delay: seconds, or a timedelta, after the first attempt.
+    :param max_delay: the longest delay, in seconds or as a timedelta.
+    :param rules: the policy for an exception class and those below it, or None: such a message is
+        dead at once. Of several classes that match an exception, the most specific one counts.
+    :raises InvalidArgument: when an argument has a value that can't work.
+    :raises InvalidArgumentType: when an argument has a type that can't work.
+    """
+
+    max_attempts: int | None = 10
+    min_delay: float | timedelta = 1.0
+    max_delay: float | timedelta = 3600.0
+    rules: Mapping[type[Exception], RetryPolicy | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        most = self.max_attempts
+        if most is not None:
+            if isinstance(most, bool) or not isinstance(most, int):
+                raise InvalidArgumentType(f"max_attempts={most!r}: expected an int or None")
+            if most < 1:
+                raise InvalidArgument(f"max_attempts={most}: expected at least 1, or None")
+        first = clock.to_seconds(self.min_delay, "min_delay", minimum=0.001)
+        clock.to_seconds(self.max_delay, "max_delay", minimum=first)
+        for error, policy in self.rules.items():
+            if not (isinstance(error, type) and issubclass(error, Exception)):
+                raise InvalidArgumentType(f"rules: {error!r} is no exception class")
+            if not (policy is None or isinstance(policy, RetryPolicy)):
+                raise InvalidArgumentType(f"rules: {policy!r} is neither a RetryPolicy nor None")
+
+
+def is_exhausted(policy: RetryPolicy, epoch: int) -> bool:
+    """Return whether a message was handed out as often as the policy allows.
+
+    :param epoch: how often it was handed out before.
+    """
+    return policy.max_attempts is not None and epoch >= policy.max_attempts
+
+
+def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecision:
+    """Return whether and when a message is retried.
+
+    :param error: the exception that its handler raised.
+    :param epoch: how often it was handed out before.
+    """
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, Discard):
+        return RetryDecision(None, str(error))
+    rule = _policy_for(policy, error)
+    if rule is None:
+        return RetryDecision(None, reason)
+    if is_exhausted(rule, epoch + 1):
+        return RetryDecision(None, f"{reason} (attempt {epoch + 1} of {rule.max_attempts})")
+    if isinstance(error, Retry) and error.delay is not None:
+        return RetryDecision(error.delay, reason)
+    return RetryDecision(_delay(rule, epoch), reason)
+
+
+def _policy_for(policy: RetryPolicy, error: BaseException) -> RetryPolicy | None:
+    for cls in type(error).__mro__:
+        if cls in policy.rules:
+            return policy.rules[cls]
+    return policy
+
+
+def _delay(policy: RetryPolicy, epoch: int) -> float:
+    from tenacity import RetryCallState
+    from tenacity.wait import wait_exponential, wait_random
+
+    shortest = clock.to_seconds(policy.min_delay, "min_delay")
+    longest = clock.to_seconds(policy.max_delay, "max_delay")
+    state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
+    state.attempt_number = epoch + 1
+    delay: float = wait_exponential(multiplier=shortest, max=longest)(state)
+    return delay - wait_random(0, delay / 2)(state)

@@ -1,0 +1,302 @@
+"""Receive messages as ORM instances, each leased to this process.
+
+.. code-block:: python
+
+    with Subscriber(WelcomeEmail, url, max_concurrency=100) as subscriber:
+        for message in subscriber:
+            with Session(engine) as session, session.begin():
+                ...                       # the work that the message triggers
+                message.ack(session)      # commits with it, or not at all
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Engine
+
+from .. import clock
+from ..errors import InvalidArgumentType, SubscriberClosed
+from ..events import Event
+from ..mixin import MessageQueueMixin
+from ..rows.lease import leases_of
+from ..rows.message import queue_table
+from ..runtime import Runtime, ThreadRuntime
+from ..transports.choice import TransportChoice
+from ..transports.engines import Bind, dedicated_engine
+from ..transports.factory import check_transport
+from .arguments import check_count
+from .batcher import Change, PendingSettlement
+from .in_flight import InFlight
+from .loop import ReceiveLoop
+
+__all__ = ["BaseSubscriber", "M", "Subscriber"]
+
+M = TypeVar("M", bound=MessageQueueMixin)
+FutureT = TypeVar("FutureT")
+
+
+class BaseSubscriber(Generic[M, FutureT]):
+    """What the subscribers for threads and for asyncio have in common.
+
+    :meth:`_open`, :meth:`_close` and :meth:`_get_many` are synchronous; for asyncio they are called
+    in greenlets.
+    """
+
+    def __init__(
+        self,
+        model: type[M],
+        bind: Any,
+        *,
+        transport: TransportChoice,
+        max_concurrency: int,
+        max_attempts: int | None,
+        on_event: Callable[[Event], object] | None,
+    ) -> None:
+        if not (isinstance(model, type) and issubclass(model, MessageQueueMixin)):
+            raise InvalidArgumentType(f"model={model!r}: expected a class with MessageQueueMixin")
+        check_count("max_concurrency", max_concurrency, 10_000)
+        if max_attempts is not None:
+            check_count("max_attempts", max_attempts, 2**31 - 1)
+        if on_event is not None and not callable(on_event):
+            raise InvalidArgumentType(f"on_event={on_event!r}: expected a callable")
+        self.model = model
+        self._bind = bind
+        self._choice = check_transport(self._make_engine(), transport)
+        self._queue = queue_table(model).name
+        self._max_attempts = max_attempts
+        self._on_event = on_event
+        self._lock = threading.RLock()
+        self._in_flight: InFlight[M] = InFlight(
+            self._queue, max_concurrency, emit_events=on_event is not None
+        )
+        self._loop: ReceiveLoop[M] | None = None
+
+    def _make_engine(self) -> Engine:
+        """Return an engine of the subscriber's own, not connected yet."""
+        raise NotImplementedError
+
+    def _make_runtime(self) -> Runtime:
+        """Return the runtime of a subscriber that is being opened."""
+        raise NotImplementedError
+
+    def _make_future(self) -> FutureT:
+        """Return a future for a grouped settlement."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<{type(self).__name__} of {self._queue!r}, {state}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was opened, and not closed since."""
+        return self._loop is not None
+
+    def stop_receiving(self) -> None:
+        """Receive nothing more, and release the messages that nobody has got.
+
+        Messages already got may be settled as before. :meth:`close` follows.
+        """
+        if self._loop is not None:
+            self._loop.stop_receiving()
+
+    def ack(self, message: M) -> FutureT:
+        """Ack soon, in a commit shared with others, for work that has no transaction.
+
+        :return: a future, resolved when the commit is done. Its exception is
+            :class:`.AlreadySettled`, or the database's error: then the message may come back.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        return self._settle(message, Change("ack"))
+
+    def fail(self, message: M, reason: str | None = None) -> FutureT:
+        """Fail soon, in a commit shared with others; see :meth:`ack`.
+
+        :return: a future; its exception may be :class:`.LeaseLost`.
+        """
+        return self._settle(message, Change("fail", reason=reason))
+
+    def retry(self, message: M, delay: float | timedelta | None = None) -> FutureT:
+        """Retry soon, in a commit shared with others; see :meth:`ack`.
+
+        :return: a future; its exception may be :class:`.LeaseLost`.
+        """
+        return self._settle(message, Change("retry", delay=delay))
+
+    def _settle(self, message: M, change: Change) -> FutureT:
+        batcher = self._open_loop().batcher
+        future: Any = self._make_future()
+        batcher.add(PendingSettlement(message, change, future))
+        settled: FutureT = future
+        return settled
+
+    def _open_loop(self) -> ReceiveLoop[M]:
+        if self._loop is None:
+            raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
+        return self._loop
+
+    def _open(self) -> None:
+        if self._loop is not None:
+            return
+        loop = ReceiveLoop(
+            self.model,
+            self._make_engine(),
+            self._in_flight,
+            self._lock,
+            self._make_runtime(),
+            max_attempts=self._max_attempts,
+            on_event=self._on_event,
+        )
+        loop.open(self._choice)
+        self._loop = loop
+
+    def _close(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.close()
+
+    def _get_many(self, limit: int, timeout: float | None) -> list[M]:
+        return self._open_loop().get_many(limit, timeout)
+
+    def _extend(self, messages: Sequence[M], seconds: float | timedelta) -> list[M]:
+        loop = self._open_loop()
+        length = clock.to_seconds(seconds, "seconds", minimum=0.001)
+        lost = loop.extend(leases_of(self.model, messages), length)
+        lost_ids = {lease.message_id for lease in lost}
+        return [message for message in messages if message.id in lost_ids]
+
+
+class Subscriber(BaseSubscriber[M, Future[None]]):
+    """Receives the messages of one queue. Safe to share between threads.
+
+    :param model: the queue's class.
+    :param bind: a database URL, or an Engine whose settings to copy. Either way the subscriber has
+        connections of its own, and none before :meth:`open`.
+    :param transport: how messages come from the database: ``"pull"``, ``"stream"`` or ``"grpc"``
+        (both for Vitess only), or one of :class:`.Pull`, :class:`.Stream` and :class:`.Grpc` with
+        settings. ``"auto"`` is ``"grpc"`` where ``bind`` is a ``vitess+grpc://`` URL, else
+        ``"pull"``.
+    :param max_concurrency: how many received messages may be unsettled at a time, those waiting
+        in the subscriber included. A message counts until its settlement's transaction has
+        committed, or until its lease has ended in the database.
+    :param max_attempts: how often a message may have been handed out; one that comes once more is
+        dead. Default: no limit.
+    :param on_event: called with each :class:`.events.Event`, in the thread where it is noticed. It
+        must return soon: receiving waits for it.
+    :raises InvalidArgument: when an argument has a value that can't work.
+    :raises InvalidArgumentType: when an argument has a type that can't work.
+    """
+
+    def __init__(
+        self,
+        model: type[M],
+        bind: Bind,
+        *,
+        transport: TransportChoice = "auto",
+        max_concurrency: int = 100,
+        max_attempts: int | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            bind,
+            transport=transport,
+            max_concurrency=max_concurrency,
+            max_attempts=max_attempts,
+            on_event=on_event,
+        )
+
+    def _make_engine(self) -> Engine:
+        return dedicated_engine(self._bind)
+
+    def _make_runtime(self) -> Runtime:
+        return ThreadRuntime()
+
+    def _make_future(self) -> Future[None]:
+        future: Future[None] = Future()
+        future.set_running_or_notify_cancel()  # It can't be cancelled.
+        return future
+
+    def open(self) -> None:
+        """Connect and begin to receive.
+
+        :raises QueueNotFound: when the table is missing, or is not the model's queue.
+        :raises sqlalchemy.exc.OperationalError: when the database can't be reached.
+        """
+        self._open()
+
+    def close(self) -> None:
+        """Stop receiving, commit grouped settlements, release messages nobody has got, disconnect.
+
+        Returns within two seconds. Messages already got stay leased and may still be settled in
+        a transaction of the caller's.
+        """
+        self._close()
+
+    def __enter__(self) -> Subscriber[M]:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[M]:
+        """Yield messages until the subscriber is closed."""
+        with suppress(SubscriberClosed):
+            while True:
+                yield from self._get_many(1, None)
+
+    def get(self, timeout: float | None = None) -> M | None:
+        """Return the next message, now leased to the caller.
+
+        :param timeout: seconds to wait; None waits until one comes or the subscriber closes.
+        :return: None when the time is over.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        messages = self._get_many(1, timeout)
+        return messages[0] if messages else None
+
+    def get_many(self, limit: int, timeout: float | None = None) -> list[M]:
+        """Return messages as soon as there is one: those that wait, up to a limit.
+
+        :param limit: how many at most.
+        :param timeout: seconds to wait for the first; None waits until one comes or the
+            subscriber closes.
+        :return: an empty list when the time is over.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        check_count("limit", limit)
+        return self._get_many(limit, timeout)
+
+    def extend(self, messages: Sequence[M], seconds: float | timedelta) -> list[M]:
+        """Extend the leases of messages in a transaction of its own: they end this long from now.
+
+        Rows that a transaction has locked are left as they are: it is settling them.
+
+        :param messages: received by this subscriber.
+        :param seconds: more than 0 seconds, or a timedelta.
+        :return: those whose lease is over, and which others may have.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        return self._extend(messages, seconds)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all settlements handed to this subscriber are committed or have failed.
+
+        :param timeout: seconds to wait at most.
+        :return: False when the time was over first.
+        :raises SubscriberClosed: when the subscriber isn't open.
+        """
+        return self._open_loop().batcher.flush(timeout)

@@ -1,0 +1,1 @@
+"""What happens to a message's row: enqueued, leased, settled, counted."""

@@ -1,0 +1,74 @@
+"""Messages that failed for good: find them, requeue them, delete them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Table, delete, select
+from sqlalchemy.orm import Session
+
+from .. import clock
+from ..errors import InvalidArgument, InvalidArgumentType
+from . import states
+from .message import Message, queue_table
+from .queries import CHUNK, chunks
+from .settle import SessionOrConnection, connection_of
+
+__all__ = ["find", "purge", "requeue"]
+
+M = TypeVar("M", bound=Message)
+
+
+def find(model: type[M], session: Session, limit: int) -> list[M]:
+    """Find dead messages; see :meth:`.MessageQueueMixin.dead`."""
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise InvalidArgumentType(f"limit={limit!r}: expected an int")
+    if limit < 1:
+        raise InvalidArgument(f"limit={limit}: expected at least 1")
+    dead = states.is_dead(queue_table(model))
+    return list(session.scalars(select(model).where(dead).limit(limit)))
+
+
+def requeue(
+    model: type[Message], session: SessionOrConnection, messages: Iterable[Message] | None
+) -> int:
+    """Make dead messages ready again; see :meth:`.MessageQueueMixin.requeue`."""
+    table, connection = queue_table(model), connection_of(model, session)
+    if messages is None:
+        groups = _dead_ids(connection, table)
+    else:
+        groups = chunks([message.id for message in messages])
+    statement = states.requeue(table)
+    return sum(connection.execute(statement, {"_ids": ids}).rowcount for ids in groups)
+
+
+def purge(
+    model: type[Message], session: SessionOrConnection, older_than: float | timedelta | None
+) -> int:
+    """Delete dead messages; see :meth:`.MessageQueueMixin.purge_dead`."""
+    table, connection = queue_table(model), connection_of(model, session)
+    conditions = []
+    if older_than is not None:
+        age = clock.to_nanoseconds(clock.to_seconds(older_than, "older_than"))
+        if "time_created" not in table.c:
+            raise InvalidArgument(
+                f"older_than={older_than!r}: the minimal layout of {table.name!r} doesn't keep "
+                "when a message was enqueued; leave it out"
+            )
+        conditions.append(table.c.time_created < clock.database_now() - age)
+    deleted = 0
+    for ids in _dead_ids(connection, table, *conditions):
+        deleted += connection.execute(delete(table).where(table.c.id.in_(ids))).rowcount
+    return deleted
+
+
+def _dead_ids(connection: Connection, table: Table, *conditions: Any) -> Iterator[list[int]]:
+    """Yield the ids of dead messages in chunks.
+
+    The caller changes or deletes each chunk's rows before it asks for the next one.
+    """
+    some = select(table.c.id).where(states.is_dead(table), *conditions).limit(CHUNK)
+    while ids := list(connection.scalars(some)):
+        yield ids

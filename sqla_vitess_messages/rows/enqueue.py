@@ -1,0 +1,206 @@
+"""The values of a new message: filled the same way for inserts by the ORM and by Core.
+
+The ORM gets the values before the flush, because it sends rows whose key comes from a column
+default in one INSERT each: 407 rows/s instead of 4,443 measured through vtgate.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from functools import wraps
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, event
+from sqlalchemy.engine.default import DefaultExecutionContext
+from sqlalchemy.orm import EXT_CONTINUE, InstanceState, Mapper, class_mapper
+
+from .. import clock
+from ..errors import InvalidArgument, InvalidArgumentType
+from ..table.layouts import DEFAULT_PRIORITY
+from ..table.options import queue_options
+from .local_notify import has_listeners, notify
+from .message import Message, queue_table
+from .transactions import call_at_commit
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.base import ReadOnlyColumnCollection
+
+__all__ = [
+    "PRIORITIES",
+    "default_next",
+    "default_scheduled",
+    "default_time",
+    "extend_constructor",
+    "listen",
+    "random_id",
+]
+
+MAX_ID = 2**63 - 1
+PRIORITIES = range(-128, 128)
+"""The values of a TINYINT."""
+
+LIMITS = {
+    "id": range(1, MAX_ID + 1),
+    "priority": PRIORITIES,
+    "epoch": range(MAX_ID),
+    "time_scheduled": range(MAX_ID + 1),
+    "time_created": range(MAX_ID + 1),
+    "time_next": range(MAX_ID + 1),
+}
+"""The values that a message may have when it is enqueued."""
+
+ENQUEUE_ARGUMENTS = ("deliver_at", "deliver_in", "id", "priority")
+"""Arguments of every message's constructor."""
+
+
+def random_id() -> int:
+    """Return a random positive 63-bit integer, from a cryptographic source."""
+    return secrets.randbits(63) or MAX_ID
+
+
+def fill(values: dict[str, Any], columns: ReadOnlyColumnCollection[str, Any]) -> None:
+    """Set every value of the queue's columns that a new message doesn't have yet.
+
+    :param values: its ``__dict__``, which the ORM's INSERT reads. Attribute events are left out:
+        nobody can listen yet, and six of them take half as long as the rest of the constructor.
+    :param columns: of its table.
+    """
+    get = values.get
+    now = clock.now()
+    if get("id") is None:
+        values["id"] = random_id()
+    if get("epoch") is None:
+        values["epoch"] = 0
+    if get("priority") is None and "priority" in columns:
+        values["priority"] = DEFAULT_PRIORITY
+    due = get("time_next")
+    if "time_scheduled" in columns:
+        if get("time_created") is None:
+            values["time_created"] = now
+        scheduled = get("time_scheduled")
+        if scheduled is None:
+            values["time_scheduled"] = scheduled = now if due is None else due
+        now = scheduled
+    if due is None:
+        values["time_next"] = now
+
+
+def check(values: dict[str, Any], model: type[Message]) -> None:
+    """Refuse values that the table can't hold, or that Vitess would never deliver.
+
+    :param values: the message's ``__dict__``.
+    """
+    for name, allowed in LIMITS.items():
+        value = values.get(name)
+        if value is None or (type(value) is int and value in allowed):
+            continue
+        where = f"{model.__name__}.{name}={value!r}"
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidArgumentType(f"{where}: expected an int")
+        if value not in allowed:
+            raise InvalidArgument(f"{where}: expected from {allowed[0]} to {allowed[-1]}")
+    if values.get("time_acked") is not None:
+        raise InvalidArgument(
+            f"{model.__name__}.time_acked={values['time_acked']!r}: a message that is acked "
+            "when it is enqueued is never delivered; leave it out"
+        )
+    _check_shard(values, model)
+
+
+def _check_shard(values: dict[str, Any], model: type[Message]) -> None:
+    table = queue_table(model)
+    for name in queue_options(table).shard_by or ():
+        column = table.c[name]
+        attribute = class_mapper(model).get_property_by_column(column).key
+        given = values.get(attribute)
+        if given is None and column.default is None and column.server_default is None:
+            raise InvalidArgument(
+                f"{model.__name__}.{attribute}=None: the queue is sharded by it, so every "
+                "message needs one"
+            )
+
+
+def listen(mixin: type[Message]) -> None:
+    """Fill and check every message of the mixin's subclasses."""
+    # Raw, or else SQLAlchemy wraps the listeners, which takes as long as they do.
+    event.listen(mixin, "init", _on_init, propagate=True, raw=True)
+    event.listen(mixin, "before_insert", _before_insert, propagate=True, raw=True, retval=True)
+
+
+def extend_constructor(cls: type[Message]) -> None:
+    """Make a constructor with fixed arguments, as of a dataclass, accept the queue's as well."""
+    original = cls.__init__
+    parameters = signature(original).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+
+    @wraps(original)
+    def __init__(self: Message, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        _check_arguments(kwargs)
+        own = {
+            name: kwargs.pop(name)
+            for name in ENQUEUE_ARGUMENTS
+            if name in kwargs and name not in parameters
+        }
+        original(self, *args, **kwargs)
+        for name, value in own.items():
+            setattr(self, name, value)
+
+    cls.__init__ = __init__  # type: ignore[method-assign,assignment]
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    if arguments.get("deliver_at") is not None and arguments.get("deliver_in") is not None:
+        raise InvalidArgument(
+            f"deliver_at={arguments['deliver_at']!r} and deliver_in={arguments['deliver_in']!r}: "
+            "give one of the two"
+        )
+
+
+def _on_init(state: InstanceState[Message], _args: object, kwargs: dict[str, Any]) -> None:
+    _check_arguments(kwargs)
+    fill(state.dict, state.class_.__table__.c)
+
+
+def _before_insert(
+    _mapper: Mapper[Any], connection: Connection, state: InstanceState[Message]
+) -> object:
+    model, values = state.class_, state.dict
+    table = model.__table__
+    fill(values, table.c)
+    check(values, model)
+    if has_listeners(table):
+        call_at_commit(connection, notify, table)
+    return EXT_CONTINUE
+
+
+_statement_times: WeakKeyDictionary[DefaultExecutionContext, int] = WeakKeyDictionary()
+
+
+def _statement_time(context: DefaultExecutionContext) -> int:
+    """Return one time for all the rows and columns of a Core statement."""
+    return _statement_times.setdefault(context, clock.now())
+
+
+def default_time(context: DefaultExecutionContext) -> int:
+    """The column default of ``time_created`` in a Core insert."""
+    return _statement_time(context)
+
+
+def default_scheduled(context: DefaultExecutionContext) -> int:
+    """The column default of ``time_scheduled`` in a Core insert: ``time_next`` if given."""
+    return _first_given(context, "time_next")
+
+
+def default_next(context: DefaultExecutionContext) -> int:
+    """The column default of ``time_next`` in a Core insert: ``time_scheduled`` if given."""
+    return _first_given(context, "time_scheduled")
+
+
+def _first_given(context: DefaultExecutionContext, name: str) -> int:
+    parameters: Mapping[str, Any] = context.get_current_parameters()  # type: ignore[no-untyped-call]
+    value = parameters.get(name)
+    return int(value) if value is not None else _statement_time(context)

@@ -1,0 +1,205 @@
+"""The lease of a received message: this process may settle it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
+from typing import Any
+
+from sqlalchemy.orm import class_mapper
+
+from ..errors import InvalidArgument, InvalidArgumentType
+from ..events import Outcome
+from .message import Message, is_enqueued, queue_table
+from .queries import chunks, key_getter, key_names
+from .transactions import Commit
+
+__all__ = ["Confirm", "Lease", "chunks_by_shard", "give_leases", "lease_of", "leases_of"]
+
+Confirm = Callable[[Sequence["Lease"]], None]
+"""Waits until the rows of leases show that they were delivered."""
+
+
+class Lease:
+    """What identifies a message's row, and until when this process may settle it.
+
+    :param key: the values of :func:`.queries.key_names`, ``id`` first.
+    :param epoch: the message's epoch as it was handed out.
+    :param usable_until: when the message is no longer to be given to a handler, on
+        :func:`time.monotonic`: ``ack_wait`` after it was handed out.
+    :param expires_at: when the lease ends in the database, on the same clock: later by the backoff.
+    :param shard: where the message came from, such as ``sharded:-80``; None when unknown.
+    :param confirm: waits until the rows show the delivery. Vitess postpones a message after it has
+        sent it, which would undo an earlier ``fail`` or ``retry``.
+    :param is_received: False for a message that was queried: it can be settled in the same way.
+    """
+
+    __slots__ = (
+        "_commit",
+        "_confirm",
+        "_on_settling",
+        "epoch",
+        "expires_at",
+        "is_received",
+        "key",
+        "leased_at",
+        "outcome",
+        "shard",
+        "usable_until",
+    )
+
+    def __init__(
+        self,
+        key: tuple[Any, ...],
+        epoch: int,
+        usable_until: float,
+        expires_at: float,
+        *,
+        shard: str | None = None,
+        confirm: Confirm | None = None,
+        is_received: bool = True,
+    ) -> None:
+        self.key = key
+        self.epoch = epoch
+        self.shard = shard
+        self.is_received = is_received
+        self.leased_at = time.monotonic()
+        self.outcome: Outcome | None = None
+        self.usable_until = usable_until
+        self.expires_at = expires_at
+        self._confirm = confirm
+        self._commit: Commit | None = None
+        self._on_settling: Callable[[Sequence[Lease]], None] | None = None
+
+    @property
+    def message_id(self) -> int:
+        """The message's ``id``."""
+        found: int = self.key[0]
+        return found
+
+    @property
+    def fence(self) -> int:
+        """The epoch that the row has as long as the lease holds."""
+        return self.epoch + 1
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether the message may have been handed to somebody else."""
+        return time.monotonic() >= self.expires_at
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is time enough left to begin handling the message."""
+        return time.monotonic() < self.usable_until
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether a settlement is being committed right now."""
+        return self._commit is not None and not self._commit.is_over
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a settlement was committed."""
+        return self._commit is not None and self._commit.succeeded
+
+    def call_when_settling(self, call: Callable[[Sequence[Lease]], None]) -> None:
+        """Have ``call(leases)`` called when the commit of settlements begins."""
+        self._on_settling = call
+
+    @staticmethod
+    def settle(outcome: Outcome, leases: Sequence[Lease], commit: Commit) -> None:
+        """Note that settlements are being committed."""
+        calls: dict[Callable[[Sequence[Lease]], None], list[Lease]] = defaultdict(list)
+        for lease in leases:
+            lease._commit = commit
+            lease.outcome = outcome
+            if lease._on_settling is not None:
+                calls[lease._on_settling].append(lease)
+        for call, of_one_subscriber in calls.items():
+            call(of_one_subscriber)
+
+    @staticmethod
+    def confirm_delivery(leases: Iterable[Lease]) -> None:
+        """Wait until the rows of leases show that they were delivered."""
+        waiting: dict[Confirm, list[Lease]] = defaultdict(list)
+        for lease in leases:
+            if lease._confirm is not None:
+                waiting[lease._confirm].append(lease)
+        for confirm, unconfirmed in waiting.items():
+            confirm(unconfirmed)
+            for lease in unconfirmed:
+                lease._confirm = None
+
+
+def lease_of(message: Message) -> Lease | None:
+    """Return the lease of a message; None if it was not received but, say, queried."""
+    return message.__dict__.get("_lease")
+
+
+def leases_of(model: type[Message], messages: Iterable[Message]) -> list[Lease]:
+    """Return the leases of messages, each once; of those that were queried, what stands for one.
+
+    :raises InvalidArgumentType: for what is no message of this queue.
+    :raises InvalidArgument: for a message without a row.
+    """
+    leases: dict[int, Lease] = {}
+    for message in messages:
+        if not isinstance(message, model):
+            raise InvalidArgumentType(f"messages: {message!r} is not a {model.__name__}")
+        leases[id(message)] = lease_of(message) or _of_queried(message)
+    return list(leases.values())
+
+
+def _of_queried(message: Message) -> Lease:
+    if not is_enqueued(message):
+        raise InvalidArgument(
+            f"messages: {message!r} was never enqueued; add it to a session instead"
+        )
+    model = type(message)
+    table = queue_table(model)
+    mapper = class_mapper(model)
+    key = tuple(
+        getattr(message, mapper.get_property_by_column(table.c[name]).key)
+        for name in key_names(table)
+    )
+    return Lease(key, (message.epoch or 0) - 1, inf, inf, is_received=False)
+
+
+def give_leases(
+    messages: Sequence[Message],
+    *,
+    usable_until: float,
+    expires_at: Callable[[int], float],
+    shard: str | None = None,
+    confirm: Confirm | None = None,
+) -> None:
+    """Attach leases to messages of one queue, which hold every column of their key.
+
+    :param usable_until: see :class:`Lease`.
+    :param expires_at: returns it for an epoch; called once for each epoch.
+    """
+    if not messages:
+        return
+    model = type(messages[0])
+    get_key = key_getter(class_mapper(model), queue_table(model))
+    ends: dict[int, float] = {}
+    for message in messages:
+        epoch = message.epoch
+        end = ends.get(epoch)
+        if end is None:
+            end = ends[epoch] = expires_at(epoch)
+        values = message.__dict__
+        values["_lease"] = Lease(
+            get_key(values), epoch, usable_until, end, shard=shard, confirm=confirm
+        )
+
+
+def chunks_by_shard(leases: Iterable[Lease]) -> Iterator[list[Lease]]:
+    """Yield leases in lists that fit into one statement, each for one shard as far as is known."""
+    by_shard: dict[str | None, list[Lease]] = defaultdict(list)
+    for lease in leases:
+        by_shard[lease.shard].append(lease)
+    for of_one_shard in by_shard.values():
+        yield from chunks(of_one_shard)

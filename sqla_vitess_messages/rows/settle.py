@@ -1,0 +1,250 @@
+"""Settle messages: ack, fail, retry, extend, each in the caller's transaction."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, Update
+from sqlalchemy.orm import Session, scoped_session
+
+from .. import clock
+from ..errors import AlreadySettled, InvalidArgumentType, LeaseLost
+from . import states
+from .deadlocks import retry_on_deadlock
+from .lease import Lease, chunks_by_shard, leases_of
+from .message import Message, queue_table
+from .queries import batch_parameters, key_parameters
+from .transactions import Commit, call_at_commit
+
+__all__ = [
+    "SessionOrConnection",
+    "ack",
+    "connection_of",
+    "extend",
+    "extend_unlocked",
+    "fail",
+    "retry",
+]
+
+SessionOrConnection = Session | scoped_session[Any] | Connection
+"""Where a settlement is written: a Session or a Connection, inside its transaction."""
+
+REASON_COLUMN = "fail_reason"
+"""The column in which a model that has it keeps why a message failed."""
+
+Transition = Callable[[Table, bool, bool], Update]
+"""Returns an UPDATE, given ``(table, one, leased)``; see :func:`.states.fail`."""
+
+log = logging.getLogger(__name__)
+
+
+def ack(model: type[Message], session: SessionOrConnection, messages: Iterable[Message]) -> None:
+    """Ack messages; see :meth:`.MessageQueueMixin.ack_all`."""
+    table, leases = queue_table(model), leases_of(model, messages)
+    connection = connection_of(model, session)
+    values = {"time_acked": clock.now()}
+    for chunk in chunks_by_shard(leases):
+        statement = states.ack(table, one=len(chunk) == 1)
+        done = connection.execute(statement, values | _parameters(table, chunk)).rowcount
+        if done != len(chunk):
+            raise AlreadySettled(
+                f"{len(chunk) - done} of {len(chunk)} messages of {table.name!r} were acked "
+                f"before (or purged since): {_shown(chunk)}. Roll this transaction back",
+                message_ids=_ids(chunk),
+            )
+    _call_at_commit(connection, partial(Lease.settle, "ack"), leases)
+
+
+def fail(
+    model: type[Message],
+    session: SessionOrConnection,
+    messages: Iterable[Message],
+    reason: str | None,
+) -> None:
+    """Fail messages; see :meth:`.MessageQueueMixin.fail_all`."""
+    if reason is not None and not isinstance(reason, str):
+        raise InvalidArgumentType(f"reason={reason!r}: expected a str")
+    table = queue_table(model)
+    values: dict[str, Any] = {}
+    column = table.c.get(REASON_COLUMN)
+    if reason is not None and column is not None:
+        values[REASON_COLUMN] = reason[: getattr(column.type, "length", None)]
+    leases = leases_of(model, messages)
+    _update_held(
+        model,
+        session,
+        leases,
+        lambda table, one, leased: states.fail(table, one=one, leased=leased, **values),
+        partial(Lease.settle, "fail"),
+    )
+    for lease in leases:
+        extra = {"queue": table.name, "message_id": lease.message_id, "epoch": lease.epoch}
+        log.warning("message %d failed: %s", lease.message_id, reason or "no reason given",
+                    extra=extra)  # fmt: skip
+
+
+def retry(
+    model: type[Message],
+    session: SessionOrConnection,
+    messages: Iterable[Message],
+    delay: float | timedelta | None,
+) -> None:
+    """Retry messages; see :meth:`.MessageQueueMixin.retry_all`."""
+    wait = None if delay is None else clock.to_nanoseconds(clock.to_seconds(delay, "delay"))
+    _update_held(
+        model,
+        session,
+        leases_of(model, messages),
+        lambda table, one, leased: states.retry(table, one=one, leased=leased, delay=wait),
+        partial(Lease.settle, "retry"),
+    )
+
+
+def extend(
+    model: type[Message],
+    session: SessionOrConnection,
+    messages: Iterable[Message],
+    seconds: float | timedelta,
+) -> None:
+    """Extend leases; see :meth:`.MessageQueueMixin.extend_all`."""
+    _extend(model, session, leases_of(model, messages), seconds)
+
+
+def extend_unlocked(
+    model: type[Message], engine: Engine, leases: Iterable[Lease], seconds: float | timedelta
+) -> list[Lease]:
+    """Extend the leases of rows that no transaction has locked, in transactions of their own.
+
+    :return: those that are lost.
+    """
+    lost: list[Lease] = []
+    for chunk in chunks_by_shard(leases):
+        try:
+            retry_on_deadlock(partial(_extend_chunk, model, engine, chunk, seconds))
+        except LeaseLost:
+            # Extend each alone, to find which is lost.
+            if len(chunk) == 1:
+                lost += chunk
+            else:
+                for lease in chunk:
+                    lost += extend_unlocked(model, engine, [lease], seconds)
+    return lost
+
+
+def _extend_chunk(
+    model: type[Message], engine: Engine, leases: Sequence[Lease], seconds: float | timedelta
+) -> None:
+    table = queue_table(model)
+    with engine.begin() as connection:
+        locking = states.lock_held(table)
+        unlocked: set[int] = set(connection.scalars(locking, _many(table, leases)))
+        some = [lease for lease in leases if lease.message_id in unlocked]
+        _extend(model, connection, some, seconds)
+
+
+def _extend(
+    model: type[Message],
+    session: SessionOrConnection,
+    leases: Sequence[Lease],
+    seconds: float | timedelta,
+) -> None:
+    length = clock.to_seconds(seconds, "seconds", minimum=0.001)
+    nanoseconds = clock.to_nanoseconds(length)
+    ends = time.monotonic() + length
+
+    def move_ends(leases: Sequence[Lease], _commit: Commit) -> None:
+        for lease in leases:
+            lease.usable_until = lease.expires_at = ends
+
+    _update_held(
+        model,
+        session,
+        leases,
+        lambda table, one, leased: states.extend(table, one=one, leased=leased, length=nanoseconds),
+        move_ends,
+    )
+
+
+def _update_held(
+    model: type[Message],
+    session: SessionOrConnection,
+    leases: Sequence[Lease],
+    transition: Transition,
+    at_commit: Callable[[Sequence[Lease], Commit], None],
+) -> None:
+    """Make a transition of messages whose lease holds.
+
+    :raises LeaseLost: when the lease of any of them is over.
+    """
+    table = queue_table(model)
+    if settled := [lease for lease in leases if lease.is_settled]:
+        raise LeaseLost(
+            f"these messages of {table.name!r} are settled already: {_shown(settled)}",
+            message_ids=_ids(settled),
+        )
+    Lease.confirm_delivery(leases)
+    connection = connection_of(model, session)
+    by_fence: dict[tuple[int, bool], list[Lease]] = defaultdict(list)
+    for lease in leases:
+        by_fence[lease.fence, lease.is_received].append(lease)
+    for (fence, is_received), of_one_fence in by_fence.items():
+        for chunk in chunks_by_shard(of_one_fence):
+            statement = transition(table, len(chunk) == 1, is_received)
+            parameters = _parameters(table, chunk) | {"_fence": fence}
+            done = connection.execute(statement, parameters).rowcount
+            if done != len(chunk):
+                raise LeaseLost(
+                    f"the lease of {len(chunk) - done} of {len(chunk)} messages of {table.name!r} "
+                    f"is over: each is settled, or due, or was delivered again: {_shown(chunk)}",
+                    message_ids=_ids(chunk),
+                )
+    _call_at_commit(connection, at_commit, leases)
+
+
+def _call_at_commit(
+    connection: Connection,
+    call: Callable[[Sequence[Lease], Commit], None],
+    leases: Sequence[Lease],
+) -> None:
+    if received := [lease for lease in leases if lease.is_received]:
+        call_at_commit(connection, call, received)
+
+
+def connection_of(model: type[Message], session: SessionOrConnection) -> Connection:
+    """Return the connection of the caller's transaction.
+
+    :raises InvalidArgumentType: for what is neither a Session nor a Connection.
+    """
+    if isinstance(session, Connection):
+        return session
+    if isinstance(session, (Session, scoped_session)):
+        return session.connection(bind_arguments={"mapper": model})
+    raise InvalidArgumentType(
+        f"session={session!r}: expected a Session or a Connection; with an AsyncSession, "
+        "await session.run_sync(message.ack)"
+    )
+
+
+def _parameters(table: Table, leases: Sequence[Lease]) -> dict[str, Any]:
+    """Return what identifies the row of one lease by its key, or those of several by their id."""
+    return key_parameters(table, leases[0].key) if len(leases) == 1 else _many(table, leases)
+
+
+def _many(table: Table, leases: Sequence[Lease]) -> dict[str, Any]:
+    return batch_parameters(table, [lease.key for lease in leases])
+
+
+def _ids(leases: Sequence[Lease]) -> list[int]:
+    return [lease.message_id for lease in leases]
+
+
+def _shown(leases: Sequence[Lease]) -> str:
+    """Return the ids for an error's text, the first ten of them."""
+    shown = ", ".join(map(str, _ids(leases[:10])))
+    return shown if len(leases) <= 10 else f"{shown}, …"

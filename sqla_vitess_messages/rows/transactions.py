@@ -1,0 +1,159 @@
+"""Run something when a connection's transaction commits, and not when it rolls back.
+
+Savepoints count: what was asked for inside one that rolls back is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine.base import OptionEngine
+
+__all__ = ["Commit", "call_at_commit"]
+
+A = TypeVar("A")
+
+
+class Commit:
+    """A COMMIT that is about to be sent. SQLAlchemy has no event for its end, so this is asked."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._transaction = connection.get_transaction()
+        self._failed = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the server has answered."""
+        return self._failed or self._connection.get_transaction() is not self._transaction
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the server has answered that it committed."""
+        return self.is_over and not self._failed
+
+    def fail(self) -> None:
+        """Note an error, if the server hasn't answered yet."""
+        self._failed = not self.is_over or self._failed
+
+
+class _Pending:
+    """What is to run when one connection commits."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Callable[[Any, Commit], None], Any]] = []
+        self._savepoints: list[int] = []
+        # Weak, because a commit holds the connection, which holds what is pending.
+        self._commit: Callable[[], Commit | None] = lambda: None
+
+    def add(self, call: Callable[[A, Commit], None], argument: A) -> None:
+        self._calls.append((call, argument))
+
+    def fail(self) -> None:
+        commit = self._commit()
+        if commit is not None:
+            commit.fail()
+
+    def commit(self, connection: Connection) -> None:
+        calls, self._calls = self._calls, []
+        self._savepoints.clear()
+        if calls:
+            commit = Commit(connection)
+            self._commit = ref(commit)
+            for call, argument in calls:
+                call(argument, commit)
+
+    def roll_back(self) -> None:
+        self._calls.clear()
+        self._savepoints.clear()
+
+    def begin_savepoint(self) -> None:
+        self._savepoints.append(len(self._calls))
+
+    def release_savepoint(self) -> None:
+        self._end_savepoint()
+
+    def roll_back_savepoint(self) -> None:
+        del self._calls[self._end_savepoint() :]
+
+    def _end_savepoint(self) -> int:
+        """Return how many calls there were when the innermost savepoint began.
+
+        One that began before the first call was added holds all the calls there are.
+        """
+        return self._savepoints.pop() if self._savepoints else 0
+
+
+_pending: WeakKeyDictionary[Connection, _Pending] = WeakKeyDictionary()
+
+
+def call_at_commit(connection: Connection, call: Callable[[A, Commit], None], argument: A) -> None:
+    """Call ``call(argument, commit)`` when the connection's present transaction commits."""
+    pending = _pending.get(connection)
+    if pending is None:
+        _listen_to(connection.engine)
+        pending = _pending[connection] = _Pending()
+    pending.add(call, argument)
+
+
+_listened: WeakSet[Engine] = WeakSet()
+
+
+def _listen_to(engine: Engine) -> None:
+    """Listen for the end of an engine's transactions.
+
+    To listen on each connection takes longer than its transaction's statements. To listen on all
+    engines makes each statement of every one slower, by 10 µs.
+    """
+    while isinstance(engine, OptionEngine):  # It has the events of the one that it was made of.
+        engine = engine._proxied
+    if engine not in _listened:
+        _listened.add(engine)
+        for name, listener in _LISTENERS.items():
+            event.listen(engine, name, listener)
+
+
+def _on_commit(connection: Connection) -> None:
+    if (pending := _pending.get(connection)) is not None:
+        pending.commit(connection)
+
+
+def _on_rollback(connection: Connection) -> None:
+    if (pending := _pending.get(connection)) is not None:
+        pending.roll_back()
+
+
+def _on_savepoint(connection: Connection, _name: str) -> None:
+    if (pending := _pending.get(connection)) is not None:
+        pending.begin_savepoint()
+
+
+def _on_release_savepoint(connection: Connection, *_event: object) -> None:
+    if (pending := _pending.get(connection)) is not None:
+        pending.release_savepoint()
+
+
+def _on_rollback_savepoint(connection: Connection, *_event: object) -> None:
+    if (pending := _pending.get(connection)) is not None:
+        pending.roll_back_savepoint()
+
+
+def _on_error(context: ExceptionContext) -> None:
+    """Note a COMMIT that failed: no other event tells."""
+    pending = None if context.connection is None else _pending.get(context.connection)
+    if pending is not None:
+        pending.fail()
+
+
+_LISTENERS: dict[str, Callable[..., None]] = {
+    "commit": _on_commit,
+    "rollback": _on_rollback,
+    "savepoint": _on_savepoint,
+    "release_savepoint": _on_release_savepoint,
+    "rollback_savepoint": _on_rollback_savepoint,
+    "handle_error": _on_error,
+}

@@ -1,0 +1,1 @@
+"""What a queue's table is: its options, columns, keys and indexes."""

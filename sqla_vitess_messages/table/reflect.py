@@ -1,0 +1,45 @@
+"""Compare a queue with the table that the database has."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, Table, inspect
+
+from ..errors import QueueNotFound
+from ..vitess.server import is_mysql, is_vitess
+from .build import index_names
+from .options import MARK
+
+__all__ = ["check_database"]
+
+
+def check_database(connection: Connection, table: Table) -> None:
+    """Check that the database has the table and that it is this queue.
+
+    :raises QueueNotFound: with what is missing and the remedy.
+    """
+    inspector = inspect(connection)
+    if not inspector.has_table(table.name, schema=table.schema):
+        raise QueueNotFound(
+            f"the database has no table {table.name!r}; create it with "
+            "Base.metadata.create_all(engine), or run the migrations"
+        )
+    existing = {column["name"] for column in inspector.get_columns(table.name, table.schema)}
+    if missing := [column.name for column in table.columns if column.name not in existing]:
+        raise QueueNotFound(
+            f"table {table.name!r} lacks the columns {', '.join(missing)} of its model; "
+            "run the migrations"
+        )
+    if is_mysql(connection.dialect):
+        indexes = {index["name"] for index in inspector.get_indexes(table.name, table.schema)}
+        if absent := sorted(index_names(table, inline=True) - indexes):
+            raise QueueNotFound(
+                f"table {table.name!r} lacks the indexes {', '.join(absent)} of its model, by "
+                "which its rows are found; run the migrations"
+            )
+    if is_vitess(connection):
+        comment = inspector.get_table_comment(table.name, table.schema)["text"] or ""
+        if MARK not in comment:
+            raise QueueNotFound(
+                f"table {table.name!r} is no message table: its comment is {comment!r}, "
+                f"expected {table.comment!r}"
+            )

@@ -1,0 +1,152 @@
+"""Lease due messages of one table on one server, in Vitess's order and with its backoff."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from sqlalchemy import Connection, Engine, bindparam, delete, select
+from sqlalchemy.orm import Session
+
+from .. import clock
+from ..rows import states
+from ..rows.deadlocks import retry_on_deadlock
+from ..rows.enqueue import PRIORITIES
+from ..rows.queries import by_index, unindexed
+from ..table.layouts import LAYOUTS
+from .base import BaseTransport, M
+
+__all__ = ["LARGEST_PULL", "ShardLeaser"]
+
+PRIORITIES_CACHED_FOR = 0.05
+"""Seconds until the priorities in use are queried again."""
+
+LARGEST_PULL = 500
+"""Messages leased by one transaction."""
+
+PURGE_CHUNK = 500
+"""Rows deleted by one statement, as in Vitess."""
+
+
+class ShardLeaser(BaseTransport[M]):
+    """Selects due rows, locks them, and postpones them as Vitess does.
+
+    One priority at a time: within it the due rows are one range of ``poller_idx``. In a query for
+    all priorities at once, MySQL would walk over every scheduled and every dead message first,
+    because the index has the latest ``time_next`` in front.
+
+    :param shard: the shard that the engine's connections talk to, if not the whole keyspace.
+    """
+
+    def __init__(self, model: type[M], engine: Engine, shard: str | None = None) -> None:
+        super().__init__(model, engine)
+        self._shard = shard
+        self._priorities_in_use: list[int] = []
+        self._priorities_until = 0.0
+        layout = LAYOUTS[self._options.layout]
+        self._has_priority = "priority" in layout.columns
+        indexes = {index.name for index in layout.indexes}
+        # next_idx finds what is due in all priorities at once, but only poller_idx has an order.
+        self._polls_by_priority = "next_idx" not in indexes
+        table, columns = self._table, self._table.c
+        due = states.due_since(table)
+        conditions = [states.is_unsettled(table), due]
+        if self._has_priority:
+            conditions.append(columns.priority == bindparam("_priority"))
+        self._polling = (
+            by_index(select(columns.id).where(*conditions).limit(1), table, "poller_idx")
+            if self._polls_by_priority
+            else by_index(
+                select(columns.id).where(unindexed(columns.time_acked).is_(None), due).limit(1),
+                table,
+                "next_idx",
+            )
+        )
+        self._leasing = by_index(
+            self._select()
+            .where(*conditions)
+            .order_by(columns.time_next.desc())
+            .limit(bindparam("_limit"))
+            .with_for_update(skip_locked=True),
+            table,
+            "poller_idx" if self._has_priority else "next_idx",
+        )
+        self._purging = (
+            select(columns.id).where(columns.time_acked < bindparam("_before")).limit(PURGE_CHUNK)
+        )
+
+    def lease(self, limit: int, *, due_for: float = 0) -> list[M]:
+        """Lease messages, 500 at most.
+
+        :param limit: how many at most.
+        :param due_for: seconds that they must have been due.
+        """
+        began = time.monotonic()
+        limit = min(limit, LARGEST_PULL)
+        leasing = partial(self._lease_in_transaction, limit, clock.to_nanoseconds(due_for))
+        messages = retry_on_deadlock(leasing)
+        self._give_leases(messages, began, time.monotonic(), shard=self._shard)
+        return messages
+
+    def _lease_in_transaction(self, limit: int, due_for: int) -> list[M]:
+        messages: list[M] = []
+        with self._engine.begin() as connection:
+            session = Session(connection, expire_on_commit=False, autoflush=False)
+            values = {"_due_for": due_for}
+            for priority in self._priorities(connection):
+                values |= {"_priority": priority, "_limit": limit - len(messages)}
+                messages += session.scalars(self._leasing, values)
+                if len(messages) == limit:
+                    break
+            session.expunge_all()
+            if messages:
+                ids = [message.id for message in messages]
+                connection.execute(states.lease(self._table), {"_ids": ids})
+        return messages
+
+    def has_due_messages(self) -> bool:
+        """Return whether there are any. No insert has to wait for this."""
+        with self._engine.connect() as connection:
+            priorities = self._priorities(connection) if self._polls_by_priority else [0]
+            values = [{"_due_for": 0, "_priority": priority} for priority in priorities]
+            return any(connection.scalar(self._polling, value) is not None for value in values)
+
+    def purge(self) -> bool:
+        """Delete some of the messages that were acked longer ago than ``purge_after``.
+
+        :return: whether there may be more.
+        """
+        before = clock.now() - clock.to_nanoseconds(self._options.purge_after)
+        with self._engine.begin() as connection:
+            ids = list(connection.scalars(self._purging, {"_before": before}))
+            if ids:
+                connection.execute(delete(self._table).where(self._table.c.id.in_(ids)))
+        return len(ids) == PURGE_CHUNK
+
+    def _priorities(self, connection: Connection) -> list[int]:
+        """Return the priorities of unsettled messages, the most urgent first.
+
+        Each is found by one step in the index, from the one before it.
+        """
+        if not self._has_priority:
+            return [0]
+        if time.monotonic() >= self._priorities_until:
+            found: list[int] = []
+            following = PRIORITIES[0]
+            while (priority := self._next_priority(connection, following)) is not None:
+                found.append(priority)
+                following = priority + 1
+            self._priorities_in_use = found
+            self._priorities_until = time.monotonic() + PRIORITIES_CACHED_FOR
+        return self._priorities_in_use
+
+    def _next_priority(self, connection: Connection, least: int) -> int | None:
+        columns = self._table.c
+        statement = (
+            select(columns.priority)
+            .where(states.is_unsettled(self._table), columns.priority >= least)
+            .order_by(columns.priority)
+            .limit(1)
+        )
+        found: int | None = connection.scalar(by_index(statement, self._table, "poller_idx"))
+        return found

@@ -1,0 +1,239 @@
+"""What streams have in common, whichever protocol brings them.
+
+A stream has no flow control: with a backlog it leases thousands. So a backlog is pulled, and the
+stream begins when the queue is near empty. Messages that the tablet overlooks are pulled as well,
+and all of them when the stream falls silent: a tablet's stream can die while the table goes on
+accepting messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+from sqlalchemy import Engine, Table, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import ClauseElement
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import TextClause, TextualSelect
+
+from ..events import Reconnected, StreamSilent
+from ..rows.lease import Lease
+from ..rows.queries import CHUNK, batch_parameters, id_condition, shard_conditions
+from ..runtime import Runtime
+from .base import BaseTransport, M, Receiver
+from .leaser import LARGEST_PULL
+from .pull import PullTransport
+
+__all__ = ["CONFIRM_TIMEOUT", "BaseStreamTransport", "StreamFrom"]
+
+OVERLOOKED_POLL_INTERVAL = 0.5
+"""Seconds between two polls for messages that the stream doesn't bring."""
+
+OVERLOOKED_AFTER = 1.0
+"""Seconds that a message may be due before it is pulled instead."""
+
+SILENT_AFTER = 2
+"""How often in succession messages must be overlooked, and none streamed, to call it silence.
+
+Once is no proof: messages whose transaction took long are overdue as they commit.
+"""
+
+SILENT_POLL_INTERVAL = 0.05
+"""Seconds between two polls while the stream is silent."""
+
+PULLED_AFTER = 0.1
+"""Seconds that a message may be due while the stream is silent. A stream that works again is
+faster."""
+
+CONFIRM_TIMEOUT = 5.0
+"""Seconds to wait for the postpone that follows a delivery."""
+
+UNSUBSCRIBED_AFTER = 0.2
+"""Seconds until the tablet has noticed that a stream was left. Before, it would send released
+messages to nobody, and postpone them.
+"""
+
+log = logging.getLogger(__name__)
+
+
+class StreamFrom(ClauseElement):
+    """``stream * from <table>``, which Core has no construct for.
+
+    :param seconds: after which the server ends the stream; None for never.
+    """
+
+    __visit_name__ = "message_queue_stream"
+    inherit_cache = False
+
+    def __init__(self, table: Table, seconds: float | None = None) -> None:
+        self.table = table
+        self.milliseconds = None if seconds is None else round(seconds * 1000)
+
+
+@compiles(StreamFrom)
+def _compile_stream(element: StreamFrom, compiler: SQLCompiler, **_kw: Any) -> str:
+    table = compiler.preparer.format_table(element.table)
+    if element.milliseconds is None:
+        return f"stream * from {table}"
+    return f"stream /*vt+ QUERY_TIMEOUT_MS={element.milliseconds} */ * from {table}"
+
+
+class BaseStreamTransport(BaseTransport[M]):
+    """Delivers the messages that a stream brings, and pulls the rest.
+
+    :param pull: leases by polling, with the same engine.
+    """
+
+    def __init__(
+        self,
+        model: type[M],
+        engine: Engine,
+        pull: PullTransport[M],
+        *,
+        receiver: Receiver[M],
+        runtime: Runtime,
+    ) -> None:
+        super().__init__(model, engine)
+        self._pull = pull
+        self._receiver = receiver
+        self._runtime = runtime
+        columns = self._table.c
+        self._querying_epochs = select(columns.id, columns.epoch).where(
+            id_condition(self._table), *shard_conditions(self._table)
+        )
+        self._reading = False
+        self._left_at = -math.inf
+        self._failure: Exception | None = None
+        self._has_streamed = False
+        self._silent_polls = 0
+        self._next_poll = 0.0
+        self.pause = 0.0
+
+    def poll(self, limit: int) -> None:
+        """Pull a backlog first, then begin to read, and now and then pull overlooked messages."""
+        if self._failure is not None:
+            failure = self._failure
+            self.stop()
+            raise failure
+        if not self._reading:
+            if self._pull.lease(limit) >= min(limit, LARGEST_PULL):
+                self.pause = 0.0
+                return
+            self._begin()
+            self._reading = True
+            self._next_poll = time.monotonic() + OVERLOOKED_POLL_INTERVAL
+        elif time.monotonic() >= self._next_poll:
+            self._pull_overlooked(limit)
+        self.pause = max(self._next_poll - time.monotonic(), 0.0)
+
+    @property
+    def _is_silent(self) -> bool:
+        return self._silent_polls >= SILENT_AFTER
+
+    def _pull_overlooked(self, limit: int) -> None:
+        streamed, self._has_streamed = self._has_streamed, False
+        due_for = PULLED_AFTER if self._is_silent else OVERLOOKED_AFTER
+        overlooked = self._pull.lease(limit, due_for=due_for)
+        self._note_silence(overlooked, streamed=streamed)
+        interval = SILENT_POLL_INTERVAL if self._is_silent else OVERLOOKED_POLL_INTERVAL
+        self._next_poll = time.monotonic() + interval
+
+    def _note_silence(self, overlooked: int, *, streamed: bool) -> None:
+        """Notice when the stream brings nothing though messages are due, and when it does again."""
+        extra = {"queue": self._table.name}
+        if streamed:
+            if self._is_silent:
+                log.info("the stream brings messages again", extra=extra)
+                self._receiver.emit(Reconnected(self._table.name))
+            self._silent_polls = 0
+        elif overlooked:
+            self._silent_polls += 1
+            if self._silent_polls == SILENT_AFTER:
+                log.warning(
+                    "messages are due and the stream brings none: pulling until it does",
+                    extra=extra,
+                )
+                self._receiver.emit(StreamSilent(self._table.name))
+
+    def interrupt(self) -> None:
+        self._pull.interrupt()
+
+    def stop(self) -> None:
+        if self._reading:
+            self._end()
+            self._left_at = time.monotonic()
+        self._reading = False
+        self._failure = None
+        self.pause = 0.0
+
+    def _begin(self) -> None:
+        """Start to read, and to call :meth:`_arrive` or :meth:`_fail`."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Leave the stream when everything that was read has arrived."""
+        raise NotImplementedError
+
+    def _arrive(self, messages: Sequence[M]) -> None:
+        """Deliver messages that were read just now."""
+        now = time.monotonic()
+        self._give_leases(messages, now, now, confirm=self._confirm)
+        self._has_streamed = True
+        self._receiver.deliver(messages)
+
+    def _fail(self, error: Exception) -> None:
+        """Make the next poll raise an error."""
+        self._failure = error
+        self._receiver.poll_now()
+
+    def _streaming(self, seconds: float | None = None) -> Any:
+        """Return the statement that reads the stream.
+
+        :param seconds: after which the server ends it; None for never.
+        """
+        names = self._options.message_cols
+        assert names is not None  # Every layout that today's Vitess accepts names them.
+        # TextualSelect requires no more of its text than that it compiles.
+        source = cast("TextClause", StreamFrom(self._table, seconds))
+        columns: list[Any] = [self._table.c[name] for name in names]
+        return self._select().from_statement(TextualSelect(source, columns, positional=False))
+
+    def _confirm(self, leases: Sequence[Lease]) -> None:
+        """Wait, from wherever a message is settled, until Vitess has postponed it."""
+        self._runtime.call_from_any_thread(self._wait_until_postponed, leases)
+
+    def _wait_until_postponed(self, leases: Sequence[Lease]) -> None:
+        """Wait until the rows of these leases show that Vitess has postponed them.
+
+        The query is on a connection of its own: the caller's transaction may have an older view of
+        the rows, and an UPDATE that matches nothing would lock them against the postpone.
+        """
+        waiting = {lease.message_id: lease for lease in leases}
+        give_up_at = time.monotonic() + CONFIRM_TIMEOUT
+        pause = 0.001
+        while waiting:
+            some = list(waiting.values())[:CHUNK]
+            parameters = batch_parameters(self._table, [lease.key for lease in some])
+            with self._engine.connect() as connection:
+                rows = connection.execute(self._querying_epochs, parameters)
+                epochs = {row.id: row.epoch for row in rows}
+            for lease in some:
+                if epochs.get(lease.message_id, lease.fence) >= lease.fence:
+                    del waiting[lease.message_id]
+            if not waiting or time.monotonic() > give_up_at:
+                return
+            self._runtime.sleep(pause)
+            pause = min(pause * 2, 0.1)
+
+    def _release_leases(self, leases: Sequence[Lease]) -> None:
+        self._wait_until_postponed(leases)
+        self._runtime.sleep(max(self._left_at + UNSUBSCRIBED_AFTER - time.monotonic(), 0.0))
+        super()._release_leases(leases)
+
+    def close(self) -> None:
+        self._pull.close()
+        super().close()

@@ -1,0 +1,294 @@
+"""The part of the Python database API that SQLAlchemy needs, over vtgate's gRPC protocol.
+
+Statements have vtgate's own bind variables, ``:name``. A session's state is sent with each call and
+returned with the response: vtgate keeps none, and doesn't notice that a client is gone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import grpc
+from pymysql.constants import CR, ER
+from pymysql.err import (
+    DatabaseError,
+    DataError,
+    Error,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    Warning,  # noqa: A004  # The name that the API prescribes.
+    error_map,
+)
+
+from .address import Address
+from .rpc import AsyncioRpc, Rpc, Stream, ThreadedRpc
+from .values import Converter, bind_variables, converter_of, decode
+from .vtgate_pb2 import (
+    BoundQuery,
+    ExecuteOptions,
+    ExecuteRequest,
+    QueryResult,
+    Session,
+    StreamExecuteRequest,
+)
+
+__all__ = [
+    "Binary",
+    "Connection",
+    "Cursor",
+    "DataError",
+    "DatabaseError",
+    "Error",
+    "IntegrityError",
+    "InterfaceError",
+    "InternalError",
+    "NotSupportedError",
+    "OperationalError",
+    "ProgrammingError",
+    "Warning",
+    "connect",
+]
+
+apilevel = "2.0"
+threadsafety = 1
+paramstyle = "named"
+Binary = bytes
+
+ALL_METADATA = 2
+"""``ExecuteOptions.IncludedFields.ALL``: a result's fields come with all their metadata."""
+
+_ERRNO = re.compile(r"\(errno (\d+)\) \(sqlstate \w{5}\)")
+
+_ERRNO_OF_CODE = {
+    grpc.StatusCode.CANCELLED: ER.QUERY_INTERRUPTED,
+    grpc.StatusCode.ABORTED: ER.QUERY_INTERRUPTED,
+    grpc.StatusCode.PERMISSION_DENIED: ER.ACCESS_DENIED_ERROR,
+    grpc.StatusCode.UNAUTHENTICATED: ER.ACCESS_DENIED_ERROR,
+    grpc.StatusCode.UNIMPLEMENTED: ER.NOT_SUPPORTED_YET,
+}
+"""MySQL's error numbers for errors without one, as vtgate maps them for the MySQL protocol."""
+
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+_LOST_CODES = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+"""The codes of calls that got no response from vtgate."""
+
+
+def connect(
+    address: Address, keyspace: str, *, timeout: float | None = None, is_async: bool = False
+) -> Connection:
+    """Return a connection. Nothing is sent before it is used.
+
+    :param timeout: seconds that a statement may take. A stream, which has no end, is exempt.
+    :param is_async: whether it is used in greenlets of SQLAlchemy's asyncio extension.
+    """
+    return Connection(AsyncioRpc(address) if is_async else ThreadedRpc(address), keyspace, timeout)
+
+
+class Connection:
+    """A session of vtgate."""
+
+    def __init__(self, rpc: Rpc, keyspace: str, timeout: float | None) -> None:
+        self._rpc = rpc
+        self._session = Session(
+            autocommit=False,
+            target_string=keyspace,
+            options=ExecuteOptions(included_fields=ALL_METADATA, client_found_rows=True),
+            enable_system_settings=True,
+        )
+        self._streams: set[Stream] = set()
+        self._closed = False
+        self.timeout = timeout
+        self.before_waiting: Callable[[], None] = _do_nothing
+        """Called when all rows received from a stream are read, before waiting for more."""
+
+    def cursor(self) -> Cursor:
+        return Cursor(self)
+
+    def autocommit(self, value: bool) -> None:
+        """Set whether each statement commits by itself. An open transaction is committed."""
+        if value != self.get_autocommit():
+            self.commit()
+            self._session.autocommit = value
+
+    def get_autocommit(self) -> bool:
+        return self._session.autocommit
+
+    def commit(self) -> None:
+        self._end("commit")
+
+    def rollback(self) -> None:
+        self._end("rollback")
+
+    def close(self) -> None:
+        """Cancel the streams and roll back: vtgate would keep a transaction until its timeout."""
+        self.cancel_streams()
+        with suppress(Error):
+            self.rollback()
+        self._closed = True
+        self._rpc.close()
+
+    def cancel_streams(self) -> None:
+        """Cancel the streams: reads that wait in any thread end."""
+        for stream in list(self._streams):
+            stream.cancel()
+
+    def ping(self) -> None:
+        """Check that vtgate responds.
+
+        :raises OperationalError: when it doesn't.
+        """
+        self.execute("SELECT 1", {})
+
+    def get_server_info(self) -> str:
+        """Return the server's version, as in the greeting of the MySQL protocol."""
+        cursor = self.cursor()
+        cursor.execute("SELECT @@version")
+        [(version,)] = cursor.fetchall()
+        return str(version)
+
+    def character_set_name(self) -> str:
+        return "utf8mb4"
+
+    def execute(self, sql: str, parameters: Mapping[str, Any]) -> QueryResult:
+        """Execute one statement.
+
+        :raises Error: of the class that PyMySQL raises for the same error.
+        """
+        if self._closed:
+            raise OperationalError(CR.CR_SERVER_LOST, "the connection was closed")
+        query = BoundQuery(sql=sql, bind_variables=bind_variables(parameters))
+        request = ExecuteRequest(session=self._session, query=query)
+        try:
+            response = self._rpc.execute(request, self.timeout)
+        except grpc.RpcError as error:
+            raise _lost(error) from error
+        if response.HasField("session"):
+            self._session = response.session
+        if response.HasField("error"):
+            raise _error(_CODES.get(response.error.code), response.error.message)
+        return response.result
+
+    def stream(self, sql: str) -> Iterator[QueryResult]:
+        """Yield the parts of a result as they arrive, outside of any transaction."""
+        session = Session(
+            autocommit=True,
+            target_string=self._session.target_string,
+            options=ExecuteOptions(included_fields=ALL_METADATA),
+        )
+        request = StreamExecuteRequest(session=session, query=BoundQuery(sql=sql))
+        stream = self._rpc.stream(request)
+        self._streams.add(stream)
+        try:
+            while True:
+                self.before_waiting()
+                response = stream.read()
+                if response is None:
+                    return
+                yield response.result
+        except grpc.RpcError as error:
+            raise _lost(error) from error
+        finally:
+            self._streams.discard(stream)
+            stream.cancel()
+
+    def _end(self, statement: str) -> None:
+        if self._session.in_transaction:
+            self.execute(statement, {})
+
+
+class Cursor:
+    """Holds a whole result, or one part at a time of ``stream * from t``, which has no end."""
+
+    arraysize = 1
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._parts: Iterator[QueryResult] = iter(())
+        self._rows: list[tuple[Any, ...]] = []
+        self._position = 0
+        self._converters: list[Converter | None] = []
+        self.description: list[tuple[Any, ...]] | None = None
+        self.rowcount = -1
+        self.lastrowid = 0
+
+    def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> int:
+        if sql.startswith("stream "):
+            self._parts = self._connection.stream(sql)
+            self._load(next(self._parts, QueryResult()))
+            return self.rowcount
+        result = self._connection.execute(sql, parameters or {})
+        self._load(result)
+        self.rowcount = len(self._rows) if result.fields else result.rows_affected
+        self.lastrowid = result.insert_id
+        return self.rowcount
+
+    def executemany(self, sql: str, parameters: Sequence[Mapping[str, Any]]) -> int:
+        self.rowcount = sum(self.execute(sql, values) for values in parameters)
+        return self.rowcount
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        rows = self.fetchmany(1)
+        return rows[0] if rows else None
+
+    def fetchmany(self, size: int | None = None) -> list[tuple[Any, ...]]:
+        """Return at most ``size`` rows. In a stream, at most those that arrived together."""
+        while self._position >= len(self._rows):
+            part = next(self._parts, None)
+            if part is None:
+                return []
+            self._load(part)
+        start, self._position = self._position, self._position + (size or self.arraysize)
+        return self._rows[start : self._position]
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = []
+        while some := self.fetchmany(len(self._rows) or 1):
+            rows += some
+        return rows
+
+    def close(self) -> None:
+        self._rows = []
+        self._parts = iter(())
+
+    async def _async_soft_close(self) -> None:
+        """Do nothing. SQLAlchemy's asyncio extension calls this."""
+
+    def _load(self, part: QueryResult) -> None:
+        if part.fields:
+            self._converters = [converter_of(field) for field in part.fields]
+            self.description = [
+                (field.name, field.type, None, None, None, None, None) for field in part.fields
+            ]
+        self._rows, self._position = decode(part.rows, self._converters), 0
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _lost(error: grpc.RpcError) -> Error:
+    """Return the error of a call that failed before its end."""
+    # The error of a call is a Call as well, which its class doesn't declare.
+    call = cast("grpc.Call", error)
+    code, text = call.code(), str(call.details())
+    if code in _LOST_CODES and not _ERRNO.search(text):
+        return OperationalError(CR.CR_SERVER_LOST, f"lost vtgate ({code.name}): {text}")
+    return _error(code, text)
+
+
+def _error(code: grpc.StatusCode | None, text: str) -> Error:
+    found = _ERRNO.search(text)
+    number = int(found[1]) if found else _ERRNO_OF_CODE.get(code, ER.UNKNOWN_ERROR)  # type: ignore[arg-type]
+    return error_map.get(number, OperationalError)(number, text)
