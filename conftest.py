@@ -28,7 +28,7 @@ GRPC = "docs/how-to/stream-over-grpc.md"
 
 @pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the groups.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a document's examples together: each builds on those before it."""
+    """Run the examples of one document in one process: each builds on those before it."""
     for item in items:
         if item.path.suffix == ".md":
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
@@ -50,13 +50,13 @@ def _leave_folder(namespace: dict[str, Any]) -> None:
 def _enter_with_vitess(namespace: dict[str, Any], server: str) -> None:
     _enter_empty_folder(namespace)
     if URLS not in os.environ:
-        pytest.skip("the databases start with the tests alone")
+        pytest.skip("the database servers are only started for a run that includes tests/")
     os.environ["DATABASE_URL"] = server_url(server)
     os.environ["VTGATE_GRPC"] = server_url(f"{server} grpc")
 
 
 def _write_file(example: Example) -> None:
-    """Do with a block what its first line says."""
+    """Write a code block to the file that its first line names, or compare it with that file."""
     where, _, code = example.parsed.partition("\n")
     env = Path("migrations/env.py")
     if where == "# models.py":
@@ -85,7 +85,7 @@ def _run_commands(lines: str) -> None:
     for line in lines.splitlines():
         command, *arguments = shlex.split(line)
         if command == "alembic":
-            done = subprocess.run(  # noqa: S603  # The documents are ours.
+            done = subprocess.run(  # noqa: S603  # The commands are in this project's docs.
                 [sys.executable, "-m", "alembic", *arguments],
                 capture_output=True, text=True, check=False,
             )  # fmt: skip

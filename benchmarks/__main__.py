@@ -1,8 +1,8 @@
-"""Everything, side by side: ``make bench``, or ``make bench QUICK=1``.
+"""All benchmarks, each compared with a reference: ``make bench``, or ``make bench QUICK=1``.
 
-Starts its own servers, and writes ``benchmarks/results.json``, the table in
-``docs/explanation/performance.md`` and the pictures beside it; a quick run prints the table alone.
-Name parts to measure no more than those: ``python -m benchmarks vitess latency``.
+They start their own servers. A full run writes ``benchmarks/results.json``, the table in
+``docs/explanation/performance.md`` and the plots beside it; a quick run only prints the table.
+To run some of the suites only, name them: ``python -m benchmarks vitess latency``.
 """
 
 from __future__ import annotations
@@ -27,48 +27,48 @@ BEGIN, END = "<!-- results -->\n", "<!-- end of results -->"
 
 
 @dataclass
-class Place:
-    """Where to measure."""
+class Servers:
+    """The servers and the folder that the benchmarks use."""
 
     folder: Path
     mysql: MySQL
     cluster: Cluster
 
 
-PARTS: dict[str, Callable[[Place], Iterator[Figure]]] = {
-    "vitess": lambda place: vitess.measure(place.cluster),
-    "shard": lambda place: shard.measure(place.cluster),
-    "latency": lambda place: latency.measure(place.cluster),
-    "layouts": lambda place: vitess.layouts(place.cluster),
-    "sqlite": lambda place: embedded.measure_sqlite(place.folder),
-    "mysql": lambda place: embedded.measure_mysql(place.mysql.url),
-    "drivers": lambda place: embedded.drivers(place.mysql.url),
-    "growth": lambda place: growth.measure(place.folder, place.mysql.url),
-    "footprint": lambda place: footprint.measure(place.folder),
+SUITES: dict[str, Callable[[Servers], Iterator[Figure]]] = {
+    "vitess": lambda servers: vitess.measure(servers.cluster),
+    "shard": lambda servers: shard.measure(servers.cluster),
+    "latency": lambda servers: latency.measure(servers.cluster),
+    "layouts": lambda servers: vitess.layouts(servers.cluster),
+    "sqlite": lambda servers: embedded.measure_sqlite(servers.folder),
+    "mysql": lambda servers: embedded.measure_mysql(servers.mysql.url),
+    "drivers": lambda servers: embedded.drivers(servers.mysql.url),
+    "growth": lambda servers: growth.measure(servers.folder, servers.mysql.url),
+    "footprint": lambda servers: footprint.measure(servers.folder),
 }
 
 
 def main() -> None:
     wanted = sys.argv[1:]
-    if unknown := set(wanted) - PARTS.keys():
-        sys.exit(f"no {', '.join(sorted(unknown))}: expected of {', '.join(PARTS)}")
+    if unknown := set(wanted) - SUITES.keys():
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; expected some of {', '.join(SUITES)}")
     with (
         tempfile.TemporaryDirectory() as folder,
         temporary(lambda data: MySQL("mysql", data, install(), ["messages"])) as mysql,
         temporary(Cluster) as cluster,
     ):
         mysql.wait()
-        figures = _measure(Place(Path(folder), mysql, cluster), wanted or list(PARTS))
+        figures = _measure(Servers(Path(folder), mysql, cluster), wanted or list(SUITES))
     if not QUICK and not wanted:
         _write(figures)
 
 
-def _measure(place: Place, names: Sequence[str]) -> list[Figure]:
+def _measure(servers: Servers, names: Sequence[str]) -> list[Figure]:
     figures: list[Figure] = []
     print(HEAD, flush=True)
     for name in names:
         started = time.monotonic()
-        for figure in PARTS[name](place):
+        for figure in SUITES[name](servers):
             figures.append(figure)
             print(figure.as_row(), flush=True)
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)

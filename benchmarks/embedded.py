@@ -1,4 +1,4 @@
-"""SQLite and MySQL, against other queues and against raw sqlite3."""
+"""SQLite and MySQL, compared with other queues and with raw sqlite3."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from benchmarks.work import per_second
 
 
 @event.listens_for(Engine, "connect")
-def _let_sqlite_write_ahead(connection: Any, _record: object) -> None:
-    """The same for all that use SQLAlchemy; huey has it by itself."""
+def _enable_write_ahead_logging(connection: Any, _record: object) -> None:
+    """Configure SQLite for everything that uses SQLAlchemy as huey does by itself."""
     if type(connection).__module__ == "sqlite3":
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -54,23 +54,23 @@ def measure_sqlite(folder: Path) -> Iterator[Figure]:
          lambda: kombu_enqueue(f"sqla+sqlite:///{path()}", scaled(500)), Goal(5)),
     ):  # fmt: skip
         yield compare(
-            "SQLite: enqueue by the ORM, a transaction each",
+            "SQLite: enqueue with the ORM, one transaction per message",
             partial(ours, work.enqueue_each, scaled(5_000)),
             name,
             reference,
             goal=goal,
         )
     yield compare(
-        "SQLite: receive, effect and ack in a transaction each",
+        "SQLite: receive; effect and ack in one transaction per message",
         partial(ours, work.handle_each, scaled(5_000)),
-        "sqlite3, leasing 50",
+        "sqlite3, 50 messages per lease",
         partial(ours, raw_handle_each, scaled(5_000)),
         goal=Goal(0.3),
     )
     yield compare(
-        "SQLite: the same with a Connection, not a Session",
+        "SQLite: the same with a Connection instead of a Session",
         partial(ours, work.handle_each_by_core, scaled(5_000)),
-        "sqlite3, leasing 50",
+        "sqlite3, 50 messages per lease",
         partial(ours, raw_handle_each, scaled(5_000)),
     )
 
@@ -90,27 +90,27 @@ def measure_mysql(url: str) -> Iterator[Figure]:
 
 
 def drivers(url: str) -> Iterator[Figure]:
-    """mysqlclient, which is C, against PyMySQL."""
+    """Compare mysqlclient, a driver in C, with PyMySQL."""
     try:
         import MySQLdb  # noqa: F401
     except ImportError:
         return
 
-    def by(driver: str, do: Callable[[Bench, int], float], count: int) -> float:
+    def run_with(driver: str, do: Callable[[Bench, int], float], count: int) -> float:
         with bench(url.replace("+pymysql:", f"+{driver}:")) as queue:
             return do(queue, count)
 
     for name, do, count in (
-        ("enqueue by the ORM, 10,000 in one transaction", work.enqueue_together, 10_000),
-        ("enqueue by the ORM, a transaction each", work.enqueue_each, 1_000),
+        ("enqueue with the ORM, 10,000 in one transaction", work.enqueue_together, 10_000),
+        ("enqueue with the ORM, one transaction per message", work.enqueue_each, 1_000),
         ("receive and ack in groups", work.drain, 20_000),
-        ("receive, effect and ack in a transaction each", work.handle_each, 2_000),
+        ("receive; effect and ack in one transaction per message", work.handle_each, 2_000),
     ):
         yield compare(
             f"mysqlclient: {name}",
-            partial(by, "mysqldb", do, scaled(count)),
+            partial(run_with, "mysqldb", do, scaled(count)),
             "PyMySQL",
-            partial(by, "pymysql", do, scaled(count)),
+            partial(run_with, "pymysql", do, scaled(count)),
         )
 
 

@@ -1,4 +1,4 @@
-"""A figure is measured beside its reference, in turns, in the same run."""
+"""Figures: each is measured together with its reference, alternately, in the same run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
-"""Measure a fifth, once: two minutes instead of twenty."""
+"""Do a fifth of the work, in one round: two minutes instead of twenty."""
 
 ROUNDS = 1 if QUICK else 3
 
 
 def scaled(count: int) -> int:
-    """Return how many to do of what a whole run does so often."""
+    """Return the number of messages for this run, given that of a full run."""
     return max(count // 5, 1) if QUICK else count
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a ratio should be: at least, or for what had better be small, at most."""
+    """The bound of a ratio: a minimum, or, where less is better, a maximum."""
 
     bound: float
     at_most: bool = False
@@ -37,9 +37,9 @@ class Goal:
 class Figure:
     """One row of the table.
 
-    :param values: ours, one of each round.
-    :param reference: what it is compared with.
-    :param references: its values, one of each round.
+    :param values: this library's values, one per round.
+    :param reference: the name of the reference.
+    :param references: the reference's values, one per round.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Figure:
 
     @property
     def ratio(self) -> float:
-        """The middle one of the rounds' ratios: what slows a whole round down cancels out."""
+        """The median of the rounds' ratios: whatever slows down a whole round cancels out."""
         pairs = zip(self.values, self.references, strict=True)
         return statistics.median(ours / theirs for ours, theirs in pairs)
 
@@ -74,23 +74,23 @@ class Figure:
         }
 
     def as_row(self) -> str:
-        middle = statistics.median(self.values)
+        median = statistics.median(self.values)
         goal = "reported" if self.goal is None else f"{self.goal}"
-        verdict = {True: "met", False: "**missed**", None: ""}[self.met]
+        result = {True: "met", False: "**missed**", None: ""}[self.met]
         cells = [
             self.name,
-            f"{as_text(middle)} ({as_text(min(self.values))}–{as_text(max(self.values))})",
+            f"{as_text(median)} ({as_text(min(self.values))}–{as_text(max(self.values))})",
             self.unit,
             f"{self.reference}: {as_text(statistics.median(self.references))}",
             f"{self.ratio:.2f}",
             goal,
-            verdict,
+            result,
         ]
         return "| " + " | ".join(cells) + " |"
 
 
-HEAD = (
-    "| what | median (min–max) | unit | reference | ratio | goal | |\n|---|---|---|---|---|---|---|"
+HEAD = "\n".join(
+    ["| benchmark | median (min–max) | unit | reference | ratio | goal | |", "|---" * 7 + "|"]
 )
 
 
@@ -104,10 +104,10 @@ def compare(
     goal: Goal | None = None,
     rounds: int = ROUNDS,
 ) -> Figure:
-    """Measure the two in turns."""
+    """Measure both alternately."""
     figure = Figure(name, unit, reference, goal)
     for number in range(rounds):
-        # What comes second meets other weather: it takes turns, too.
+        # The order changes from round to round: the second one finds other conditions.
         turns: Sequence[tuple[Callable[[], float], list[float]]] = [
             (ours, figure.values),
             (theirs, figure.references),

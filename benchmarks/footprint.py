@@ -1,4 +1,4 @@
-"""What it costs to have: memory, and time to import."""
+"""The memory that a subscriber needs, and the time to import the package."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def measure(folder: Path) -> Iterator[Figure]:
 
 
 def _import_time(module: str, bytecode: str) -> float:
-    """Return milliseconds, in a new process, with compiled modules: as when they are installed."""
+    """Return the milliseconds in a new process, with compiled modules, as when installed."""
     settings = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     code = (
         "import time; started = time.perf_counter()\n"
@@ -58,15 +58,15 @@ def _import_time(module: str, bytecode: str) -> float:
 
 
 def _resident() -> float:
-    """Return MB."""
+    """Return the resident memory of this process in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError("the kernel doesn't tell")
+    raise RuntimeError("/proc/self/status has no VmRSS")
 
 
 def _run(path: str) -> None:
-    """Print the memory after the first messages, and after all."""
+    """Print the memory after the first messages, and after all of them."""
     with (
         bench(f"sqlite:///{path}", purge_after=1, poller_interval=1) as queue,
         Subscriber(queue.model, queue.bind, max_concurrency=1_000) as subscriber,

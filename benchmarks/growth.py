@@ -1,4 +1,4 @@
-"""What a message costs in a table of 10,000, 100,000 and 1,000,000 rows."""
+"""The time per message in tables of 10,000, 100,000 and 1,000,000 rows."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ SIZES = (10_000, 100_000) if QUICK else (10_000, 100_000, 1_000_000)
 MESSAGES = 4_000
 
 STEP = 10**12
-"""Between the ids of one doubling and the next."""
+"""The distance between the ids of one doubling and the next."""
 
 
 def measure(folder: Path, mysql: str) -> Iterator[Figure]:
-    """Enqueue, receive and ack in three tables in turns, when all are filled."""
+    """Enqueue, receive and ack in three filled tables alternately."""
     for database, url in (("SQLite", f"sqlite:///{folder}/growth.db"), ("MySQL 8", mysql)):
         costs: dict[int, list[float]] = {size: [] for size in SIZES}
         with ExitStack() as stack:
             queues = {size: stack.enter_context(bench(url, purge_after=86_400)) for size in SIZES}
             for size, queue in queues.items():
                 _grow(queue, size)
-                _cost(queue)  # The server has yet to write down what the table was filled with.
+                _cost(queue)  # Until then the server is still writing the table's pages.
             for _ in range(ROUNDS):
                 for size, queue in queues.items():
                     costs[size].append(_cost(queue))
         for size in SIZES[1:]:
             yield Figure(
-                f"{database}: enqueue, receive and ack among {size:,} rows",
-                "µs a message",
-                f"among {SIZES[0]:,}",
+                f"{database}: enqueue, receive and ack in a table of {size:,} rows",
+                "µs per message",
+                f"{SIZES[0]:,} rows",
                 Goal(1.3, at_most=True),
                 costs[size],
                 costs[SIZES[0]],
@@ -45,7 +45,7 @@ def measure(folder: Path, mysql: str) -> Iterator[Figure]:
 
 
 def _cost(queue: Bench) -> float:
-    """Return microseconds a message."""
+    """Return microseconds per message."""
     count = scaled(MESSAGES)
     started = time.perf_counter()
     work.drain(queue, count)
@@ -53,7 +53,7 @@ def _cost(queue: Bench) -> float:
 
 
 def _grow(queue: Bench, size: int) -> None:
-    """Fill the table: half of the rows are acked, half are scheduled for later."""
+    """Fill the table: half of the rows are acked, the others are scheduled for later."""
     columns = queue.model.__table__.c
     now, later = clock.now(), clock.now() + 10**9 * 86_400
     with queue.engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""The figures as pictures."""
+"""Plots of the figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MET, MISSED, REPORTED = "#2a7f62", "#c8553d", "#8a8d91"
 
 
 def draw(figures: Sequence[Figure], folder: Path) -> None:
-    """Write ``ratios.png`` and ``costs.png``: what had better be large, and small."""
+    """Write ``ratios.png``, where more is better, and ``costs.png``, where less is better."""
     folder.mkdir(parents=True, exist_ok=True)
     large = [f for f in figures if f.unit == "/s"]
     small = [f for f in figures if f.unit != "/s"]
@@ -43,7 +43,7 @@ def _draw(figures: Sequence[Figure], path: Path, label: str) -> None:
     axes.set_xlim(low, high * 4)
     axes.margins(y=0.01)
     axes.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
-    names = [f"{figure.name}\nagainst {figure.reference}" for figure in reversed(figures)]
+    names = [f"{figure.name}\n(reference: {figure.reference})" for figure in reversed(figures)]
     axes.set_yticks(range(len(figures)), names, fontsize=7)
     axes.set_xlabel(f"{label} (a black mark is the goal)")
     for side in ("top", "right"):

@@ -1,4 +1,4 @@
-"""The same work by hand: PyMySQL, grpcio and sqlite3, as the reference for ours."""
+"""The same work with PyMySQL, grpcio and sqlite3, as references for this library."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pymysql.cursors import SSCursor
 from sqlalchemy import URL
 
 from benchmarks.tables import BODY
-from sqla_vitess_messages.vtgate_grpc.values import converter_of, decode
-from sqla_vitess_messages.vtgate_grpc.vtgate_pb2 import (
+from sqla_vitess_messages.vitess.grpc.values import converter_of, decode
+from sqla_vitess_messages.vitess.grpc.vtgate_pb2 import (
     BoundQuery,
     Session,
     StreamExecuteRequest,
@@ -42,14 +42,14 @@ def mysql_stream(url: URL, table: str) -> Iterator[SSCursor]:
     try:
         yield cursor
     finally:
-        connection._force_close()  # Else it would read to an end that never comes.
+        connection._force_close()  # A regular close would read up to an end that never comes.
         cursor._result.unbuffered_active = False
         cursor._result = None
 
 
 @contextmanager
 def grpc_stream(address: str, table: str, keyspace: str) -> Iterator[Iterator[list[Any]]]:
-    """Yield lists of rows as they come."""
+    """Yield an iterator over lists of rows, as they arrive."""
     with grpc.insecure_channel(address) as channel:
         stream = channel.unary_stream(
             "/vtgateservice.Vitess/StreamExecute",
@@ -73,7 +73,7 @@ def _decoded(call: Any) -> Iterator[list[Any]]:
 
 
 def enqueue_one(connection: pymysql.Connection[Any], table: str, number: int) -> None:
-    """Insert one message in a transaction of its own."""
+    """Insert one message in its own transaction."""
     now = time.time_ns()
     cursor = connection.cursor()
     connection.begin()
@@ -86,7 +86,7 @@ def enqueue_one(connection: pymysql.Connection[Any], table: str, number: int) ->
 
 
 def ack(connection: Any, table: str, ids: list[int]) -> None:
-    """Ack messages by one UPDATE."""
+    """Ack messages with one UPDATE."""
     marks = ", ".join(["%s"] * len(ids))
     connection.cursor().execute(
         f"UPDATE {table} SET time_acked = %s, time_next = NULL"
@@ -98,7 +98,7 @@ def ack(connection: Any, table: str, ids: list[int]) -> None:
 def apply_and_ack(
     connection: pymysql.Connection[Any], table: str, effects: str, message_id: int
 ) -> None:
-    """Commit an effect and an ack together."""
+    """Commit an effect and an ack in one transaction."""
     connection.begin()
     connection.cursor().execute(f"INSERT INTO {effects} (id) VALUES (%s)", (message_id,))
     ack(connection, table, [message_id])
@@ -106,7 +106,7 @@ def apply_and_ack(
 
 
 def lease_and_ack(path: str, table: str, effects: str, count: int, at_once: int) -> None:
-    """SQLite: lease some by one UPDATE, then one transaction for each effect and ack."""
+    """Lease messages of SQLite with one UPDATE, then commit each effect with its ack."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA synchronous = NORMAL")
     done = 0

@@ -1,6 +1,6 @@
-"""What many shards carry, reckoned and simulated from what one was measured to do.
+"""The capacity of many shards, computed and simulated from measurements of one.
 
-docs/explanation/scale.md runs it, with the figures of ``python -m benchmarks``.
+docs/explanation/scale.md runs this code with the figures of ``python -m benchmarks``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 POSTPONES = 4
-"""Batches that a tablet postpones at a time: --queryserver-config-message-postpone-cap."""
+"""Batches that a tablet postpones concurrently: --queryserver-config-message-postpone-cap."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Messages a second that one shard takes, delivers, settles and purges, each by itself."""
+    """Messages per second that one shard enqueues, delivers, settles and purges, each alone."""
 
     enqueue: float
     deliver: float
@@ -26,30 +26,30 @@ class Shard:
 
     @property
     def bottleneck(self) -> str:
-        """The step that is full first, where each has cores of its own."""
+        """The step that is saturated first, where each step has its own cores."""
         rates = vars(self)
         return min(rates, key=rates.__getitem__)
 
     @property
     def most(self) -> float:
-        """Messages a second from end to end, where each step has cores of its own."""
+        """Messages per second from end to end, where each step has its own cores."""
         return min(vars(self).values())
 
     @property
     def shared(self) -> float:
-        """Messages a second from end to end, where all steps share the measured cores."""
+        """Messages per second from end to end, where all steps share the measured cores."""
         return 1 / sum(1 / rate for rate in vars(self).values())
 
 
 class Batches(NamedTuple):
-    """What a batch of a stream takes until the subscriber may get the next one, in seconds."""
+    """The seconds that a stream's batch takes, until the next one can be sent to the subscriber."""
 
     each: float
     per_message: float
 
     @classmethod
     def from_rates(cls, small: int, small_rate: float, large: int, large_rate: float) -> Batches:
-        """Reckon from the messages a second at two batch sizes, with one subscriber."""
+        """Compute from the messages per second at two batch sizes, with one subscriber."""
         small_time, large_time = small / small_rate, large / large_rate
         per_message = (large_time - small_time) / (large - small)
         return cls(small_time - small * per_message, per_message)
@@ -58,17 +58,17 @@ class Batches(NamedTuple):
         return self.each + size * self.per_message
 
     def rate(self, size: int, *, subscribers: int = 1, round_trip: float = 0) -> float:
-        """Return the messages a second that a shard delivers by streams.
+        """Return the messages per second that a shard delivers over streams.
 
-        :param round_trip: seconds on the network from tablet to subscriber, which the measurement
-            didn't have.
+        :param round_trip: seconds on the network between tablet and subscriber, which are not part
+            of the measurement.
         """
         busy = min(subscribers, POSTPONES)
         return busy * size / (self.seconds(size) + round_trip)
 
 
 class Waits(NamedTuple):
-    """For how long messages waited for a subscriber, in seconds."""
+    """The seconds that messages waited for a subscriber."""
 
     p50: float
     p99: float
@@ -77,10 +77,10 @@ class Waits(NamedTuple):
 def simulate_tablet(
     batches: Batches, rate: float, *, size: int, subscribers: int, messages: int = 50_000
 ) -> Waits:
-    """Simulate a tablet's message manager: a subscriber has one batch at a time.
+    """Simulate a tablet's message manager, which sends a subscriber one batch at a time.
 
-    :param rate: messages a second, that come at random.
-    :param size: of a batch, at most: what waits goes out together.
+    :param rate: messages per second, which arrive at random.
+    :param size: the batch size: up to so many waiting messages are sent together.
     """
     source = random.Random(1)
     arrivals: list[float] = []
@@ -104,10 +104,10 @@ def simulate_tablet(
 
 
 def hottest(shards: int, *, keys: int, skew: float) -> float:
-    """Return how many times the mean load the hottest shard has.
+    """Return the load of the hottest shard as a multiple of the mean.
 
-    :param keys: values of the sharding column, hashed to shards.
-    :param skew: the n-th busiest key has 1/n^skew of the load of the busiest; 0: all the same.
+    :param keys: the number of values of the sharding column, which are hashed to shards.
+    :param skew: the n-th busiest key has 1/n^skew of the load of the busiest; 0 for equal loads.
     """
     source = random.Random(1)
     loads = [0.0] * shards
@@ -119,10 +119,10 @@ def hottest(shards: int, *, keys: int, skew: float) -> float:
 def idle_statements(
     subscribers: int, shards_each: int, *, poll_interval: float = 0.1, statement: float = 0.001
 ) -> float:
-    """Return the statements a second of pulling subscribers that find nothing.
+    """Return the statements per second of pulling subscribers that find nothing.
 
-    A subscriber looks at its shards one after the other, then pauses.
+    A subscriber polls its shards one after the other, then pauses.
 
-    :param statement: seconds that one look at a shard takes.
+    :param statement: the seconds that one poll of a shard takes.
     """
     return subscribers * shards_each / (poll_interval + shards_each * statement)

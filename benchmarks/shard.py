@@ -1,4 +1,4 @@
-"""What one shard does at most: docs/explanation/scale.md reckons with it."""
+"""The capacity of one shard, from which docs/explanation/scale.md computes that of many."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tools.vitess import Cluster
 
 CLIENTS = 16
 SUBSCRIBERS = 4
-"""As many as a tablet postpones for at a time (--queryserver-config-message-postpone-cap)."""
+"""The batches that a tablet postpones concurrently (--queryserver-config-message-postpone-cap)."""
 
 
 def measure(cluster: Cluster) -> Iterator[Figure]:
@@ -35,8 +35,8 @@ def measure(cluster: Cluster) -> Iterator[Figure]:
             return do(queue)
 
     for name, do, number in (
-        ("enqueue, a transaction each", enqueue_each, scaled(4_000)),
-        ("effect and ack in a transaction each", settle_each, scaled(4_000)),
+        ("enqueue, one transaction per message", enqueue_each, scaled(4_000)),
+        ("effect and ack in one transaction per message", settle_each, scaled(4_000)),
     ):
         yield compare(
             f"one shard: {name}, {CLIENTS} clients",
@@ -53,17 +53,19 @@ def measure(cluster: Cluster) -> Iterator[Figure]:
             "1 subscriber",
             partial(on_a_new_queue, partial(streaming, subscribers=1), **options),
         )
-    number = scaled(10_000)  # Vitess returns no more rows at once.
+    number = scaled(10_000)  # Vitess refuses to return more rows.
     yield compare(
         "one shard: purge by the tablet",
         partial(on_a_new_queue, partial(purge, count=number), purge_after=1, poller_interval=1),
-        "ack by an UPDATE for 100",
+        "ack, one UPDATE per 100 messages",
         partial(on_a_new_queue, partial(ack, count=number)),
     )
 
 
-def _share(clients: int, do: Callable[[pymysql.Connection[Any]], object], queue: Bench) -> None:
-    """Let clients do the same in threads, each with a connection."""
+def _in_threads(
+    clients: int, do: Callable[[pymysql.Connection[Any]], object], queue: Bench
+) -> None:
+    """Call ``do`` in threads, each with its own connection."""
 
     def work() -> None:
         with raw.connect(queue.url) as connection:
@@ -84,7 +86,7 @@ def enqueue_each(queue: Bench, count: int, clients: int) -> float:
             raw.enqueue_one(connection, queue.table, number)
 
     started = time.perf_counter()
-    _share(clients, enqueue, queue)
+    _in_threads(clients, enqueue, queue)
     return per_second(count, started)
 
 
@@ -99,19 +101,19 @@ def settle_each(queue: Bench, count: int, clients: int) -> float:
             raw.apply_and_ack(connection, queue.table, effects, message_id)
 
     started = time.perf_counter()
-    _share(clients, settle, queue)
+    _in_threads(clients, settle, queue)
     return per_second(count, started)
 
 
 def stream(queue: Bench, address: str, count: int, subscribers: int) -> float:
-    """Drain a backlog by raw gRPC streams; nothing is acked."""
+    """Drain a backlog over raw gRPC streams, without acks."""
     queue.enqueue(count)
     enough = round(count * 0.95)
     received = [0] * subscribers
     done = threading.Event()
 
     def receive(number: int, responses: Iterator[list[Any]]) -> None:
-        with suppress(grpc.RpcError):  # Cancelled, when there are enough.
+        with suppress(grpc.RpcError):  # The stream is cancelled when enough messages have arrived.
             for rows in responses:
                 received[number] += len(rows)
                 if sum(received) >= enough:
@@ -141,7 +143,7 @@ def ack(queue: Bench, count: int) -> float:
 
 
 def purge(queue: Bench, count: int) -> float:
-    """Let the tablet purge what was acked long ago, and time it from its first statement on."""
+    """Measure the tablet's purge of messages acked long ago, from its first statement on."""
     acked = {"body": BODY, "time_acked": clock.now() - 3600 * 10**9, "time_next": None}
     counted = select(func.count()).select_from(queue.model)
     with queue.engine.connect() as connection:

@@ -1,8 +1,8 @@
-"""Two subscribers with slow handlers and a backlog: leases held, redeliveries, fairness, rate.
+"""Two subscribers with slow handlers and a backlog: leases, redeliveries, fairness, rate.
 
 ``python -m benchmarks.slow_handlers`` starts a cluster and prints the second table of
-docs/explanation/transports.md. Each subscriber has 50 places and 25 handlers, each of which takes
-20 ms and then acks in a transaction of its own.
+docs/explanation/transports.md. Each subscriber has ``max_concurrency=50`` and 25 handlers, each of
+which takes 20 ms and then acks in its own transaction.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from benchmarks.transports import transports
 from sqla_vitess_messages import Subscriber, clock
 from tools.vitess import Cluster, temporary
 
-MESSAGES, PLACES, HANDLERS, WORK = 20_000, 50, 25, 0.02
+MESSAGES, MAX_CONCURRENCY, HANDLERS, WORK = 20_000, 50, 25, 0.02
 
 SECONDS = 40
-"""For each transport."""
+"""The duration for each transport."""
 
 
 def handle(subscriber: Subscriber[Any], engine: Engine, epochs: list[int], end: float) -> None:
-    """Settle messages until there is none for a second, or the time is over."""
+    """Settle messages until none arrives for a second, or the time is over."""
     while time.monotonic() < end and (message := subscriber.get(1)) is not None:
         time.sleep(WORK)
         with Session(engine) as session, session.begin():
@@ -38,7 +38,7 @@ def handle(subscriber: Subscriber[Any], engine: Engine, epochs: list[int], end: 
 def measure(url: str, options: dict[str, Any]) -> list[str]:
     """Return the cells of one row."""
     epochs: list[list[int]] = [[], []]
-    most = 0
+    max_leased = 0
     with bench(url, ack_wait=30) as queue, ExitStack() as stack:
         queue.enqueue(MESSAGES)
         engine = create_engine(url, pool_size=2 * HANDLERS + 1)
@@ -50,7 +50,7 @@ def measure(url: str, options: dict[str, Any]) -> list[str]:
         )
         subscribers = [
             stack.enter_context(
-                Subscriber(queue.model, queue.bind, max_concurrency=PLACES, **options)
+                Subscriber(queue.model, queue.bind, max_concurrency=MAX_CONCURRENCY, **options)
             )
             for _ in epochs
         ]
@@ -64,14 +64,20 @@ def measure(url: str, options: dict[str, Any]) -> list[str]:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             with engine.connect() as connection:
-                most = max(most, connection.scalar(leased) or 0)
+                max_leased = max(max_leased, connection.scalar(leased) or 0)
             time.sleep(0.05)
-        took = time.monotonic() - started
+        duration = time.monotonic() - started
         engine.dispose()
     done = len(epochs[0]) + len(epochs[1])
-    again = sum(epoch > 0 for seen in epochs for epoch in seen)
+    redelivered = sum(epoch > 0 for seen in epochs for epoch in seen)
     share = min(map(len, epochs)) / max(done, 1)
-    return [str(most), f"{again / done:.2%}", f"{share:.0%}", f"{done / took:,.0f}", f"{done:,}"]
+    return [
+        str(max_leased),
+        f"{redelivered / done:.2%}",
+        f"{share:.0%}",
+        f"{done / duration:,.0f}",
+        f"{done:,}",
+    ]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The queue that everything is measured with, and its tables."""
+"""The queue that the benchmarks use, and its tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BODY = "x" * 100
 
 
 def make_models(suffix: str, **options: Any) -> tuple[type[Any], type[Any]]:
-    """Return a queue and the table of its effects."""
+    """Return the model of a queue and that of its effects."""
     base = type("Base", (DeclarativeBase,), {})
     message = {
         "__tablename__": f"bench_{suffix}",
@@ -42,8 +42,8 @@ def make_models(suffix: str, **options: Any) -> tuple[type[Any], type[Any]]:
 class Bench:
     """One queue on one database.
 
-    :param url: how the application's own engine connects.
-    :param bind: what subscribers are bound to.
+    :param url: the database of the application's own engine.
+    :param bind: the subscribers' bind.
     """
 
     url: URL
@@ -58,7 +58,7 @@ class Bench:
         return str(self.model.__tablename__)
 
     def enqueue(self, count: int, commit_each: int = 5_000) -> None:
-        """Fill the queue, fast."""
+        """Fill the queue with bulk inserts."""
         for first in range(0, count, commit_each):
             some = min(commit_each, count - first)
             with self.engine.begin() as connection:
@@ -66,7 +66,7 @@ class Bench:
 
     @contextmanager
     def burst(self, count: int) -> Iterator[None]:
-        """Let another process enqueue so many in one transaction, at once."""
+        """Make another process enqueue ``count`` messages in one transaction."""
         context = multiprocessing.get_context("spawn")
         producer = context.Process(target=_burst, args=(self.url, self.suffix, count))
         producer.start()
@@ -82,7 +82,7 @@ def _burst(url: URL, suffix: str, count: int) -> None:
 
 @contextmanager
 def bench(url: str | URL, *, bind: str | URL | None = None, **options: Any) -> Iterator[Bench]:
-    """Make a queue's tables, and drop them at the end.
+    """Create a queue's tables, and drop them at the end.
 
     :param options: of :class:`.QueueOptions`.
     """
@@ -92,7 +92,7 @@ def bench(url: str | URL, *, bind: str | URL | None = None, **options: Any) -> I
     engine = create_engine(url)
     model.metadata.create_all(engine)
     try:
-        _wait_until_known(engine, model)
+        _wait_until_routable(engine, model)
         bound = url if bind is None else make_url(bind)
         yield Bench(url, suffix, model, effect, engine, bound)
     finally:
@@ -100,8 +100,8 @@ def bench(url: str | URL, *, bind: str | URL | None = None, **options: Any) -> I
         engine.dispose()
 
 
-def _wait_until_known(engine: Engine, model: type[Any]) -> None:
-    """vtgate learns of a new table by and by."""
+def _wait_until_routable(engine: Engine, model: type[Any]) -> None:
+    """Wait until vtgate can route to a new table, of which it learns asynchronously."""
     while True:
         try:
             with Session(engine) as session:

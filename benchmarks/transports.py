@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.transports`` starts a cluster and prints the first table of
 docs/explanation/transports.md. Producer and consumer are two processes, as in production: within
-one process a commit wakes a pull, which would flatter it.
+one process a commit wakes the pulling subscriber, which would make it look faster than it is.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from sqlalchemy.orm import Session
 
 from benchmarks import work
 from benchmarks.tables import BODY, bench, make_models
-from sqla_vitess_messages import Subscriber
+from sqla_vitess_messages import Grpc, Subscriber
 from tools.vitess import Cluster, temporary
 
 RATES = {1: 15, 20: 10, 200: 10}
-"""Messages a second, and for how many seconds."""
+"""Messages per second, and the duration in seconds."""
 
 BACKLOG = 20_000
-HELD = 100
+MAX_CONCURRENCY = 100
 GATES = {"default": "vtgate", "1 ms": "vtgate-fast"}
 
 
 def transports(cluster: Cluster, gate: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the transports by name, with a subscriber's options."""
+    """Yield the name of each transport, with the subscriber's options."""
     yield "pull", {"transport": "pull"}
     yield "stream", {"transport": "stream"}
-    yield "grpc", {"transport": "grpc", "grpc": cluster.grpc(gate)}
+    yield "grpc", {"transport": Grpc(cluster.grpc(gate))}
 
 
 def _produce(url: URL, suffix: str, rate: int, seconds: int) -> None:
@@ -48,8 +48,8 @@ def _produce(url: URL, suffix: str, rate: int, seconds: int) -> None:
 
 
 def latency(url: str, options: dict[str, Any], rate: int, seconds: int) -> str:
-    """Return p50 / p99 in ms from a message's creation until a handler has it."""
-    # A stream loses one in a thousand or so, which comes back after twice ack_wait.
+    """Return p50 / p99 in ms of the time from a message's creation until a handler has it."""
+    # A stream loses about one message in a thousand, which is redelivered after 2 × ack_wait.
     with bench(url, ack_wait=5) as queue, Subscriber(queue.model, queue.bind, **options) as sub:
         time.sleep(1.5)
         context = multiprocessing.get_context("spawn")
@@ -61,7 +61,7 @@ def latency(url: str, options: dict[str, Any], rate: int, seconds: int) -> str:
             messages = sub.get_many(100, 30)
             now = time.time_ns()
             if not messages:
-                raise RuntimeError(f"only {len(found)} messages came")
+                raise RuntimeError(f"only {len(found)} messages arrived")
             for message in messages:
                 found.setdefault(message.id, (now - message.time_created) / 1e6)
                 sub.ack(message)
@@ -71,30 +71,32 @@ def latency(url: str, options: dict[str, Any], rate: int, seconds: int) -> str:
 
 
 def drain(url: str, options: dict[str, Any]) -> str:
-    """Return received and acked messages a second, the acks grouped."""
+    """Return the messages received and acked per second, with grouped acks."""
     with bench(url) as queue:
         return f"{work.drain(queue, BACKLOG, **options):,.0f}"
 
 
 def excess(url: str, options: dict[str, Any]) -> str:
-    """Return the most leases that the table has beyond max_concurrency, nothing being settled."""
+    """Return the largest number of leases in excess of max_concurrency, without settlements."""
     with bench(url) as queue:
         columns = queue.model.__table__.c
         leased = select(func.count()).where(columns.epoch > 0, columns.time_acked.is_(None))
-        most = 0
-        with Subscriber(queue.model, queue.bind, max_concurrency=HELD, **options) as subscriber:
+        max_leased = 0
+        with Subscriber(
+            queue.model, queue.bind, max_concurrency=MAX_CONCURRENCY, **options
+        ) as subscriber:
             time.sleep(1.5)
             queue.enqueue(10_000)
-            held = []
+            received = []
             for _ in range(50):
-                held += subscriber.get_many(HELD, 0.1)
+                received += subscriber.get_many(MAX_CONCURRENCY, 0.1)
                 with queue.engine.connect() as connection:
-                    most = max(most, connection.scalar(leased) or 0)
-    return f"{max(most - HELD, 0):,}"
+                    max_leased = max(max_leased, connection.scalar(leased) or 0)
+    return f"{max(max_leased - MAX_CONCURRENCY, 0):,}"
 
 
 def idle(url: str, options: dict[str, Any]) -> str:
-    """Return statements a second sent by a subscriber that has nothing to do."""
+    """Return the statements per second that an idle subscriber sends."""
     counted = threading.Event()
     statements = 0
 
@@ -114,7 +116,7 @@ def idle(url: str, options: dict[str, Any]) -> str:
 
 def main() -> None:
     heads = ["transport", "vtgate", *(f"{rate}/s: p50 / p99, ms" for rate in RATES)]
-    heads += ["drained /s", f"leased beyond {HELD}", "idle, statements/s"]
+    heads += ["drained /s", f"leased beyond {MAX_CONCURRENCY}", "idle, statements/s"]
     print("| " + " | ".join(heads) + " |")
     print("|---" * len(heads) + "|")
     with temporary(Cluster) as cluster:

@@ -1,4 +1,4 @@
-"""Vitess: against raw PyMySQL and raw grpcio on the same cluster."""
+"""Vitess, compared with raw PyMySQL and raw grpcio on the same cluster."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks import raw, work
 from benchmarks.figures import Figure, Goal, compare, scaled
 from benchmarks.tables import BODY, Bench, bench
 from benchmarks.work import per_second
+from sqla_vitess_messages import Grpc
 from tools.vitess import Cluster
 
 
@@ -25,30 +26,30 @@ def measure(cluster: Cluster) -> Iterator[Figure]:
 
     count = scaled(10_000)
     yield compare(
-        "enqueue by the ORM, 10,000 in one transaction",
+        "enqueue with the ORM, 10,000 in one transaction",
         partial(on_a_new_queue, work.enqueue_together, count),
         "Core insert() with a list",
         partial(on_a_new_queue, core_insert, count),
         goal=Goal(0.7),
     )
     yield compare(
-        "enqueue by the ORM, 10,000 in one transaction",
+        "enqueue with the ORM, 10,000 in one transaction",
         partial(on_a_new_queue, work.enqueue_together, count),
-        "the ORM, a model that is no queue",
+        "the ORM, a model that isn't a queue",
         partial(on_a_new_queue, work.insert_together, count),
     )
     count = scaled(1_000)
     yield compare(
-        "enqueue by the ORM, a transaction each",
+        "enqueue with the ORM, one transaction per message",
         partial(on_a_new_queue, work.enqueue_each, count),
         "PyMySQL, BEGIN, INSERT, COMMIT",
         partial(on_a_new_queue, raw_enqueue, count),
         goal=Goal(0.9),
     )
     yield compare(
-        "enqueue by the ORM, a transaction each",
+        "enqueue with the ORM, one transaction per message",
         partial(on_a_new_queue, work.enqueue_each, count),
-        "the ORM, a model that is no queue",
+        "the ORM, a model that isn't a queue",
         partial(on_a_new_queue, work.insert_each, count),
     )
     for batch, count in ((10, 4_000), (100, 10_000), (1000, 10_000)):
@@ -64,9 +65,9 @@ def measure(cluster: Cluster) -> Iterator[Figure]:
         )  # fmt: skip
         yield compare(
             f"receive ORM instances, gRPC, batch {batch}",
-            partial(on_a_new_queue, partial(work.receive_burst, transport="grpc", grpc=grpc), some,
+            partial(on_a_new_queue, partial(work.receive_burst, transport=Grpc(grpc)), some,
                     **options),
-            "grpcio, rows to tuples",
+            "grpcio, rows decoded to tuples",
             partial(on_a_new_queue, partial(raw_receive_grpc, address=grpc), some, **options),
             goal=Goal(0.8),
         )  # fmt: skip
@@ -75,41 +76,41 @@ def measure(cluster: Cluster) -> Iterator[Figure]:
     yield compare(
         "receive and ack in groups",
         partial(on_a_new_queue, work.drain, count),
-        "PyMySQL stream, an UPDATE for 100",
+        "PyMySQL stream, one UPDATE per 100 acks",
         grouped,
         goal=Goal(0.8),
     )
     yield compare(
         "receive and ack in groups, gRPC",
-        partial(on_a_new_queue, partial(work.drain, grpc=grpc), count),
-        "PyMySQL stream, an UPDATE for 100",
+        partial(on_a_new_queue, partial(work.drain, transport=Grpc(grpc)), count),
+        "PyMySQL stream, one UPDATE per 100 acks",
         grouped,
     )
     count = scaled(2_000)
     yield compare(
-        "receive, effect and ack in a transaction each",
+        "receive; effect and ack in one transaction per message",
         partial(on_a_new_queue, work.handle_each, count),
-        "the same statements by PyMySQL",
+        "the same statements with PyMySQL",
         partial(on_a_new_queue, raw_handle_each, count),
         goal=Goal(0.85),
     )
     yield compare(
-        "the same with a Connection, not a Session",
+        "the same with a Connection instead of a Session",
         partial(on_a_new_queue, work.handle_each_by_core, count),
-        "the same statements by PyMySQL",
+        "the same statements with PyMySQL",
         partial(on_a_new_queue, raw_handle_each, count),
     )
     yield compare(
         "receive and ack in groups",
         partial(on_a_new_queue, work.drain, scaled(20_000)),
-        "PyMySQL stream, an UPDATE for each",
+        "PyMySQL stream, one UPDATE per ack",
         partial(on_a_new_queue, raw_ack_each, count),
         goal=Goal(8),
     )
 
 
 def layouts(cluster: Cluster) -> Iterator[Figure]:
-    """``portable`` against ``minimal``."""
+    """Compare the layout ``portable`` with ``minimal``."""
     url = cluster.url(gate="vtgate-fast")
 
     def on(layout: str, do: Callable[[Bench, int], float], count: int) -> float:
@@ -118,7 +119,7 @@ def layouts(cluster: Cluster) -> Iterator[Figure]:
 
     for name, do, count in (
         ("enqueue, 10,000 in one transaction", work.enqueue_together, scaled(10_000)),
-        ("enqueue, a transaction each", work.enqueue_each, scaled(1_000)),
+        ("enqueue, one transaction per message", work.enqueue_each, scaled(1_000)),
         ("receive and ack in groups", work.drain, scaled(10_000)),
     ):
         yield compare(

@@ -1,4 +1,4 @@
-"""What an application does with a queue, and how fast: messages a second."""
+"""The work of an application with a queue, in messages per second."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from sqlalchemy import Column, Table, insert
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from benchmarks.tables import BODY, Bench
-from sqla_vitess_messages import Subscriber
-from sqla_vitess_messages.enqueue import random_id
+from sqla_vitess_messages import Subscriber, random_id
 
 
 def per_second(count: int, since: float) -> float:
@@ -19,7 +18,7 @@ def per_second(count: int, since: float) -> float:
 
 
 def enqueue_together(queue: Bench, count: int) -> float:
-    """ORM instances, in one transaction."""
+    """Enqueue ORM instances in one transaction."""
     started = time.perf_counter()
     with Session(queue.engine) as session, session.begin():
         session.add_all([queue.model(body=BODY) for _ in range(count)])
@@ -27,7 +26,7 @@ def enqueue_together(queue: Bench, count: int) -> float:
 
 
 def enqueue_each(queue: Bench, count: int) -> float:
-    """ORM instances, each in a transaction of its own."""
+    """Enqueue ORM instances, each in its own transaction."""
     started = time.perf_counter()
     for _ in range(count):
         with Session(queue.engine) as session, session.begin():
@@ -36,7 +35,7 @@ def enqueue_each(queue: Bench, count: int) -> float:
 
 
 def _plain_model(queue: Bench) -> Callable[[], Any]:
-    """Return what makes the same rows by a model that knows nothing of queues."""
+    """Return a function that makes the same rows with a model that isn't a queue."""
 
     class Plain(DeclarativeBase):
         pass
@@ -57,7 +56,7 @@ def _plain_model(queue: Bench) -> Callable[[], Any]:
 
 
 def insert_together(queue: Bench, count: int) -> float:
-    """As :func:`enqueue_together`, without a queue."""
+    """Insert as :func:`enqueue_together`, but with a plain model."""
     make = _plain_model(queue)
     started = time.perf_counter()
     with Session(queue.engine) as session, session.begin():
@@ -66,7 +65,7 @@ def insert_together(queue: Bench, count: int) -> float:
 
 
 def insert_each(queue: Bench, count: int) -> float:
-    """As :func:`enqueue_each`, without a queue."""
+    """Insert as :func:`enqueue_each`, but with a plain model."""
     make = _plain_model(queue)
     started = time.perf_counter()
     for _ in range(count):
@@ -76,9 +75,9 @@ def insert_each(queue: Bench, count: int) -> float:
 
 
 def receive_burst(queue: Bench, count: int, **options: Any) -> float:
-    """Messages that come while a stream idles: from the first one to 9 of 10.
+    """Receive a burst of messages on an idle stream, from the first to 90 % of them.
 
-    A stream loses some on their way, which come again after their lease.
+    A stream loses some in transit, which are redelivered after their lease.
     """
     with (
         Subscriber(queue.model, queue.bind, max_concurrency=count, **options) as subscriber,
@@ -92,7 +91,7 @@ def receive_burst(queue: Bench, count: int, **options: Any) -> float:
 
 
 def drain(queue: Bench, count: int, **options: Any) -> float:
-    """A backlog, received and acked in groups."""
+    """Receive a backlog, and ack it in groups."""
     queue.enqueue(count)
     with Subscriber(queue.model, queue.bind, max_concurrency=2_000, **options) as subscriber:
         started, done = time.perf_counter(), 0
@@ -104,7 +103,7 @@ def drain(queue: Bench, count: int, **options: Any) -> float:
 
 
 def handle_each(queue: Bench, count: int, **options: Any) -> float:
-    """A backlog, each effect and ack in a transaction of its own."""
+    """Handle a backlog, each effect and ack in their own transaction."""
     queue.enqueue(count)
     with Subscriber(queue.model, queue.bind, max_concurrency=1_000, **options) as subscriber:
         started = time.perf_counter()
@@ -118,7 +117,7 @@ def handle_each(queue: Bench, count: int, **options: Any) -> float:
 
 
 def handle_each_by_core(queue: Bench, count: int, **options: Any) -> float:
-    """The same, with a Connection instead of a Session."""
+    """Handle a backlog as :func:`handle_each`, with a Connection instead of a Session."""
     queue.enqueue(count)
     with Subscriber(queue.model, queue.bind, max_concurrency=1_000, **options) as subscriber:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The databases and transports that the one delivery suite runs over, and queues to run it with."""
+"""The databases and transports that the suite runs over, and helpers for its queues."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from typing import Any
 from sqlalchemy import URL, BigInteger, Engine, String, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqla_vitess_messages import MessageQueueMixin, QueueOptions, Subscriber
-from sqla_vitess_messages.deadlocks import despite_deadlocks
-from sqla_vitess_messages.enqueue import random_id
-from sqla_vitess_messages.transports import TransportName
-from tests.in_thread import AsyncSubscriberInThread
+from sqla_vitess_messages import (
+    Grpc,
+    MessageQueueMixin,
+    QueueOptions,
+    Subscriber,
+    TransportName,
+    random_id,
+)
+from sqla_vitess_messages.rows.deadlocks import retry_on_deadlock
+from tests.async_adapter import AsyncSubscriberAdapter
 from tests.servers import server_url
 
 
@@ -23,7 +28,7 @@ from tests.servers import server_url
 class Backend:
     """A database server (None: SQLite), and how to receive from it.
 
-    :param driver: an asyncio driver, which stands for an AsyncSubscriber.
+    :param driver: an asyncio driver, to receive with an AsyncSubscriber; None for a Subscriber.
     """
 
     name: str
@@ -33,10 +38,10 @@ class Backend:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments of a subscriber that receives in this way."""
+        """The arguments that make a subscriber receive over this transport."""
         if self.transport != "grpc":
             return {"transport": self.transport}
-        return {"transport": "grpc", "grpc": server_url(f"{self.server} grpc")}
+        return {"transport": Grpc(server_url(f"{self.server} grpc"))}
 
 
 BACKENDS = [
@@ -59,13 +64,13 @@ EVERYWHERE = [
     Backend("vitess-sharded-grpc", "sharded", "grpc"),
     Backend("vitess-sharded-asyncio", "sharded", "auto", "asyncmy"),
 ]
-"""For the heart of the suite: also what differs from another backend by its server alone."""
+"""For the most important tests: also those that differ from another backend by the server only."""
 
 STREAMS = ("stream", "grpc")
-"""The transports that the server pushes through."""
+"""The transports by which the server pushes messages."""
 
 PULLING = [backend for backend in BACKENDS if backend.transport == "auto"]
-"""A stream may be sent more than it has room for."""
+"""The backends without a stream, which may be sent more messages than it has free slots."""
 
 
 def make_queue_class(
@@ -74,7 +79,7 @@ def make_queue_class(
     base: type[DeclarativeBase] | None = None,
     attributes: dict[str, Any] | None = None,
 ) -> type[Any]:
-    """Make a queue model with a table name that no other test has."""
+    """Return a new queue model with a unique table name."""
     if base is None:
         base = type("Base", (DeclarativeBase,), {})
     body = {
@@ -96,12 +101,12 @@ def async_url(url: str | URL, driver: str) -> URL:
 
 
 def make_subscriber(backend: Backend, model: type[Any], bind: Any, **options: Any) -> Any:
-    """Return a Subscriber, or what looks like one."""
+    """Return a Subscriber, or an adapter with its interface."""
     if backend.driver is None:
         return Subscriber(model, bind, **backend.options, **options)
     url = bind.url if isinstance(bind, Engine) else bind
     bound = async_url(url, backend.driver)
-    return AsyncSubscriberInThread(model, bound, **backend.options, **options)
+    return AsyncSubscriberAdapter(model, bound, **backend.options, **options)
 
 
 def enqueue(engine: Engine, *messages: Any) -> None:
@@ -111,31 +116,31 @@ def enqueue(engine: Engine, *messages: Any) -> None:
 
 
 def ack(engine: Engine, *messages: Any) -> None:
-    """Ack messages in one transaction, again if it meets a deadlock, as Vitess's postpone may."""
+    """Ack messages in one transaction, and retry if it deadlocks, as with Vitess's postpone."""
 
     def transaction() -> None:
         with Session(engine) as session, session.begin():
             for message in messages:
                 message.ack(session)
 
-    despite_deadlocks(transaction)
+    retry_on_deadlock(transaction)
 
 
 def row(engine: Engine, message: Any) -> Any:
-    """Return the message's row as it is now, None if it is gone."""
+    """Return the message's current row, or None if it was deleted."""
     table = type(message).__table__
     with engine.connect() as connection:
         return connection.execute(select(table).where(table.c.id == message.id)).one_or_none()
 
 
 def eventually(condition: Callable[[], Any], within: float = 15) -> Any:
-    """Return the condition's first true answer.
+    """Poll a condition until it is true, and return its value.
 
-    :raises AssertionError: when there is none in time.
+    :raises AssertionError: when it isn't true in time.
     """
-    deadline = time.monotonic() + within
+    ends_at = time.monotonic() + within
     while True:
-        if answer := condition():
-            return answer
-        assert time.monotonic() < deadline, f"not within {within} s"
+        if value := condition():
+            return value
+        assert time.monotonic() < ends_at, f"not within {within} s"
         time.sleep(0.02)

@@ -1,7 +1,7 @@
-"""Start the real databases once for the whole run, and give each test its queue on one of them.
+"""Start the real databases once for the whole run, and provide each test with a queue on one.
 
-The databases belong to the controlling process; the workers of a parallel run find their URLs in
-``BACKENDS``. ``VITESS_URL`` names a Vitess to use instead of starting one.
+The controlling process starts and stops the databases; the workers of a parallel run read their
+URLs from the environment variable ``URLS``. With ``VITESS_URL`` an existing Vitess is used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions
 from tests.backends import BACKENDS, Backend, make_queue_class, make_subscriber
 from tests.servers import URLS, server_url
-from tools.vitess import Cluster, Dev, MariaDB, MissingTool, MySQL, install, temporary
+from tools.vitess import Cluster, MariaDB, MissingTool, MySQL, VtCombo, install, temporary
 
 _running: list[Any] = []
 _folder = ""
@@ -36,7 +36,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     urls, missing = _start_databases()
     os.environ[URLS] = json.dumps(urls)
     if missing:
-        line = f"without Vitess and MySQL: this machine lacks {missing}"
+        line = f"tests that need Vitess or MySQL: this machine lacks {missing}"
         if os.environ.get("CI"):
             pytest.exit(line, returncode=1)
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
@@ -45,14 +45,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def _start_databases() -> tuple[dict[str, str], str]:
-    """Return the URLs of what runs, and in one line what is missing."""
+    """Return the URLs of the started servers, and a line that names a missing program."""
     global _folder
     _folder = tempfile.mkdtemp(prefix="sqla-vitess-messages-")
     Path(_folder).chmod(0o755)
     try:
-        parts = install()
-        mysql = MySQL("mysql", Path(_folder), parts, ["messages"])
-        mariadb = MariaDB("mariadb", Path(_folder), parts)
+        programs = install()
+        mysql = MySQL("mysql", Path(_folder), programs, ["messages"])
+        mariadb = MariaDB("mariadb", Path(_folder), programs)
         _running.extend([mysql, mariadb])
         mysql.start()
         mariadb.start()
@@ -62,10 +62,10 @@ def _start_databases() -> tuple[dict[str, str], str]:
         if named := os.environ.get("VITESS_URL"):
             return {**plain, "vtgate": named}, ""
         cluster = Cluster(Path(_folder) / "cluster")
-        dev = Dev(Path(_folder) / "dev")
-        _running.extend([cluster, dev])
+        vtcombo = VtCombo(Path(_folder) / "dev")
+        _running.extend([cluster, vtcombo])
         cluster.start()
-        dev.start()
+        vtcombo.start()
     except MissingTool as error:
         return {}, str(error).splitlines()[0]
     return {
@@ -73,15 +73,15 @@ def _start_databases() -> tuple[dict[str, str], str]:
         "vtgate": cluster.url(),
         "vtgate-fast": cluster.url(gate="vtgate-fast"),
         "sharded": cluster.url("sharded"),
-        "dev": dev.url(),
+        "dev": vtcombo.url(),
         "vtgate grpc": cluster.grpc(),
         "sharded grpc": cluster.grpc(),
-        "dev grpc": dev.grpc(),
+        "dev grpc": vtcombo.grpc(),
     }, ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a backend would only repeat: its driver makes a difference to receivers."""
+    """Deselect repetitions: an asyncio driver makes a difference only to tests that receive."""
     repeated = [item for item in items if _repeats(item)]
     config.hook.pytest_deselected(items=repeated)
     items[:] = [item for item in items if item not in set(repeated)]
@@ -119,10 +119,10 @@ def url(backend: Backend, tmp_path: Path) -> str:
 
 @pytest.fixture
 def engine(url: str, backend: Backend) -> Iterator[Engine]:
-    """The application's engine, apart from any subscriber's."""
-    # SQLite's writers wait for one another, and on a busy machine for long.
-    patience = {"timeout": 30} if backend.server is None else {}
-    engine = create_engine(url, connect_args=patience)
+    """The application's engine, which no subscriber uses."""
+    # SQLite's writers wait for one another, for a long time on a busy machine.
+    arguments = {"timeout": 30} if backend.server is None else {}
+    engine = create_engine(url, connect_args=arguments)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
@@ -135,7 +135,7 @@ def engine(url: str, backend: Backend) -> Iterator[Engine]:
 
 @pytest.fixture
 def make_queue(engine: Engine, backend: Backend) -> Iterator[Callable[..., type[Any]]]:
-    """Make a queue with options and payload of its own, and its table."""
+    """Return a factory of queues, with the given options and payload columns, and their tables."""
     made: list[type[MessageQueueMixin]] = []
 
     def make(
@@ -158,13 +158,13 @@ def make_queue(engine: Engine, backend: Backend) -> Iterator[Callable[..., type[
 
 @pytest.fixture
 def queue(make_queue: Callable[..., type[Any]]) -> type[Any]:
-    """A queue whose messages come back after about 10 s."""
+    """A queue whose leases last about 10 s."""
     return make_queue()
 
 
 @pytest.fixture
 def subscribe(url: str, backend: Backend) -> Iterator[Callable[..., Any]]:
-    """Open subscribers, closed at the test's end."""
+    """Return a factory of open subscribers, which are closed at the end of the test."""
     opened: list[Any] = []
 
     def make(model: type[Any], **options: Any) -> Any:
@@ -180,8 +180,8 @@ def subscribe(url: str, backend: Backend) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture(scope="module")
-def apart() -> Iterator[Dev]:
-    """A Vitess of the test's own, whose schema reloading it may stop."""
+def isolated_vitess() -> Iterator[VtCombo]:
+    """A Vitess that only this module uses: its tests may stop the schema reloading."""
     server_url("vtgate")
-    with temporary(Dev) as dev:
-        yield dev
+    with temporary(VtCombo) as vtcombo:
+        yield vtcombo

@@ -1,4 +1,4 @@
-"""Where the database servers of this run are; the controlling process has started them."""
+"""The URLs of this run's database servers, which the controlling process has started."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import os
 import pytest
 
 URLS = "SQLA_VITESS_MESSAGES_TEST_URLS"
-"""The variable that hands the addresses on to the workers of a parallel run."""
+"""The environment variable that passes the URLs to the workers of a parallel run."""
 
 
 def server_url(name: str) -> str:
     """Return the URL of a running database server, or skip the test.
 
-    :param name: such as ``vtgate``; with `` grpc`` behind it: ``host:port`` for that.
+    :param name: such as ``vtgate``; followed by `` grpc``, its ``host:port`` for gRPC.
     """
     urls: dict[str, str] = json.loads(os.environ[URLS])
     if name not in urls:

@@ -1,4 +1,4 @@
-"""A cluster to break."""
+"""A cluster whose servers the tests kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Consumers killed with SIGKILL at random: nothing is lost, nothing is done twice."""
+"""Consumers are killed with SIGKILL at random: nothing is lost, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def tables(suffix: str) -> tuple[type[Any], Table]:
-    """Return the queue, and the effects: a row for each, and no key that would hide a second."""
+    """Return the queue and the table of effects, which has no key that would hide a second one."""
     base = type("Base", (DeclarativeBase,), {"metadata": MetaData()})
     options = QueueOptions(ack_wait=2, min_backoff=0.5, poller_interval=0.5)
     queue = make_queue_class(options, base=base, attributes={"__tablename__": f"killed_{suffix}"})
@@ -34,7 +34,7 @@ def tables(suffix: str) -> tuple[type[Any], Table]:
 
 
 def consume(url: str, suffix: str, receiving: Event) -> None:
-    """Write effects and acks together, some messages one by one and some many to a commit."""
+    """Commit effects and acks together, for some messages one by one, and for others in batches."""
     queue, effects = tables(suffix)
     engine = create_engine(url)
 
@@ -47,7 +47,7 @@ def consume(url: str, suffix: str, receiving: Event) -> None:
         receiving.set()
         while True:
             messages = subscriber.get_many(random.choice([1, 25, 50]))
-            time.sleep(random.uniform(0, 0.02))  # The work.
+            time.sleep(random.uniform(0, 0.02))  # The handler's work.
             try:
                 settle(messages)
             except AlreadySettled:
@@ -80,7 +80,7 @@ def test_each_effect_happens_once_though_consumers_are_killed(server: str) -> No
     queue, effects = tables(suffix)
     engine = create_engine(url)
     queue.metadata.create_all(engine)
-    time.sleep(1)  # vtgate learns of a new table by and by.
+    time.sleep(1)  # vtgate learns of a new table asynchronously.
     consumers = [Consumer(url, suffix) for _ in range(CONSUMERS)]
 
     def acked() -> int:

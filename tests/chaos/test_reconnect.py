@@ -1,4 +1,4 @@
-"""Parts of a Vitess cluster die under load: nothing is lost, and each effect happens once."""
+"""Servers of a Vitess cluster fail under load: nothing is lost, and each effect happens once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from sqlalchemy import BigInteger, Engine, create_engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqla_vitess_messages import AlreadySettled, QueueOptions, Subscriber
-from sqla_vitess_messages.enqueue import random_id
-from sqla_vitess_messages.transports import TransportName
+from sqla_vitess_messages import AlreadySettled, QueueOptions, Subscriber, TransportName, random_id
 from sqla_vitess_messages.transports.shards import find_shards
 from tests.backends import ack, enqueue, eventually, make_queue_class
 from tools.vitess import Cluster
@@ -33,25 +31,25 @@ def kill_vtgate(cluster: Cluster) -> None:
 
 
 def kill_vttablet(cluster: Cluster) -> None:
-    part = cluster.primary().name
-    cluster.kill(part)
-    cluster.restart(part)
+    tablet = cluster.primary().name
+    cluster.kill(tablet)
+    cluster.restart(tablet)
 
 
 def reparent(cluster: Cluster) -> None:
-    present = cluster.primary()
-    cluster.reparent(next(t for t in TABLETS if t.keyspace == "main" and t != present))
+    current = cluster.primary()
+    cluster.reparent(next(t for t in TABLETS if t.keyspace == "main" and t != current))
 
 
 def bind_of(cluster: Cluster, transport: TransportName) -> str:
-    """Return what a subscriber is bound to."""
+    """Return the bind of a subscriber."""
     if transport == "grpc":
         return f"vitess+grpc://user@{cluster.grpc('vtgate-fast')}/main"
     return cluster.url(gate="vtgate-fast")
 
 
 class Load:
-    """A producer and a consumer, whose own transactions may fail as often as they like."""
+    """A producer and a consumer, whose own transactions may fail any number of times."""
 
     def __init__(self, cluster: Cluster, transport: TransportName) -> None:
         url = cluster.url(gate="vtgate-fast")
@@ -70,15 +68,15 @@ class Load:
 
         self.effect = Effect
         self.engine: Engine = create_engine(url, connect_args={"read_timeout": 10})
-        patient = create_engine(url)  # A loaded disk makes tables slowly.
-        Base.metadata.create_all(patient)
-        patient.dispose()
+        no_timeout = create_engine(url)  # CREATE TABLE may be slow on a busy disk.
+        Base.metadata.create_all(no_timeout)
+        no_timeout.dispose()
         self.committed: set[int] = set()
         self.longest_gap = 0.0
-        """Seconds between two deliveries."""
+        """The longest time between two deliveries, in seconds."""
         self.longest_outage = 0.0
-        """Seconds between two commits of the producer's."""
-        self._enough = threading.Event()
+        """The longest time between two commits of the producer, in seconds."""
+        self._stop = threading.Event()
         self._subscriber = Subscriber(
             self.queue, bind_of(cluster, transport), max_concurrency=20, transport=transport
         )
@@ -93,19 +91,19 @@ class Load:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._enough.set()
+        self._stop.set()
         self._producer.join()
         self._subscriber.close()
         self._consumer.join()
         self.engine.dispose()
 
     def check(self) -> None:
-        """Produce a little longer, then see that everything committed is settled, once."""
+        """Produce a little longer, then check that every committed message is settled once."""
         before = len(self.committed)
         eventually(lambda: len(self.committed) > before + 20, within=60)
-        self._enough.set()
+        self._stop.set()
         self._producer.join()
-        # The outcome of a commit whose answer was lost is in the table alone.
+        # Only the table shows the outcome of a commit whose response was lost.
         with self.engine.connect() as connection:
             enqueued = set(connection.scalars(select(self.queue.__table__.c.id)))
         assert self.committed <= enqueued
@@ -124,7 +122,7 @@ class Load:
 
     def _produce(self) -> None:
         last = time.monotonic()
-        while not self._enough.is_set():
+        while not self._stop.is_set():
             message = self.queue()
             id_ = message.id
             with suppress(DBAPIError):
@@ -133,7 +131,7 @@ class Load:
                 now = time.monotonic()
                 self.longest_outage = max(self.longest_outage, now - last)
                 last = now
-            self._enough.wait(0.01)
+            self._stop.wait(0.01)
 
     def _consume(self) -> None:
         last = time.monotonic()
@@ -164,7 +162,7 @@ def test_nothing_is_lost_or_done_twice(
 def test_a_reparent_loses_nothing_and_leaves_no_long_silence(
     cluster: Cluster, transport: TransportName
 ) -> None:
-    """vtgate leaves a stream silent for 6 s."""
+    """Though vtgate leaves a stream silent for 6 s."""
     with Load(cluster, transport) as load:
         reparent(cluster)
         load.check()
@@ -230,7 +228,7 @@ def test_a_tablet_that_hangs_is_waited_for(
 
 
 def test_subscribers_follow_a_change_of_shards(cluster: Cluster) -> None:
-    """The last test of this cluster: its two shards become four."""
+    """It must be the last test of this cluster, whose two shards become four."""
     url = cluster.url(SHARDED, gate="vtgate-fast")
     engine = create_engine(url, connect_args={"read_timeout": 10})
     options = QueueOptions(ack_wait=2, min_backoff=0.2, shard_by="tenant", vindex="hash")

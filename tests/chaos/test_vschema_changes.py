@@ -1,4 +1,4 @@
-"""Changes of the vschema by several at a time, which would harm other tests on their cluster."""
+"""Simultaneous changes of the vschema, which would harm other tests on the same cluster."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, MetaData, Table, create_engine, text
 
-from sqla_vitess_messages.vschema import (
-    AddTable,
-    AddVindex,
-    alter_vschema,
-    vindexes_of,
-)
+from sqla_vitess_messages.vitess.vschema import AddTable, AddVindex, alter_vschema, vindexes_of
 from tools.vitess import Cluster
 from tools.vitess.cluster import SHARDED
 
@@ -23,7 +18,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("chaos"), pytest.mark.t
 
 
 def test_changes_of_the_vschema_at_the_same_time_are_all_kept(cluster: Cluster) -> None:
-    """vtgate writes what it remembers of other keyspaces: unguarded, some of 20 were lost."""
+    """vtgate writes other keyspaces as it has them in memory: unguarded, some of 20 were lost."""
     sharded = create_engine(cluster.url(SHARDED))
     main = create_engine(cluster.url(gate="vtgate-fast"))
     names = [f"both_{secrets.token_hex(6)}" for _ in range(20)]

@@ -1,4 +1,4 @@
-"""The examples run, as their README says."""
+"""The examples run as their README describes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def async_database(database: str) -> str:
 
 @pytest.fixture
 def load(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Import an example that uses the database, and drop its tables at the end."""
+    """Return a function that imports an example; its tables are dropped at the end of the test."""
     loaded: list[Any] = []
 
     def load(name: str) -> ModuleType:
@@ -88,7 +88,7 @@ def test_flask_with_a_worker_process(load: Callable[[str], Any], database: str) 
 
 
 def test_fastapi_with_a_worker_in_its_loop(load: Callable[[str], Any], database: str) -> None:
-    load("fastapi_shop")  # For its tables, which are dropped at the end.
+    load("fastapi_shop")  # So that its tables are dropped at the end.
     bind = async_database(database)
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "fastapi_shop:app", "--port", str(port)]
@@ -100,17 +100,17 @@ def test_fastapi_with_a_worker_in_its_loop(load: Callable[[str], Any], database:
                 assert client.post("/users", json={"name": name}).status_code == 201
             eventually(lambda: client.get("/users/greeted").json()["greeted"] == 2, within=30)
         server.send_signal(signal.SIGTERM)
-        server.wait(15)  # The worker has left the signal to the server.
+        server.wait(15)  # The worker leaves signals to the server.
     finally:
         server.kill()
         server.wait()
 
 
 class Receiver:
-    """A real HTTP server that takes each event at the second attempt, and some never."""
+    """An HTTP server that accepts each event at the second attempt, and some never."""
 
     def __init__(self) -> None:
-        self.taken: dict[str, Any] = {}
+        self.accepted: dict[str, Any] = {}
         self.requests = 0
         receiver = self
 
@@ -135,7 +135,7 @@ class Receiver:
         if key not in self._seen:
             self._seen.add(key)
             return 503
-        self.taken[key] = body
+        self.accepted[key] = body
         return 200
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ def test_an_outbox_to_an_http_endpoint(
                 return (stats.acked, stats.dead) == (20, 1)
 
             eventually(is_done, within=30)
-        orders = [body["data"]["order"] for body in receiver.taken.values()]
+        orders = [body["data"]["order"] for body in receiver.accepted.values()]
         assert sorted(orders) == list(range(20))
         assert receiver.requests >= 41
     finally:

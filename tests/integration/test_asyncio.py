@@ -1,6 +1,6 @@
-"""What is particular to asyncio: cancellation, wake-ups, workers, hooks of an AsyncSession.
+"""What is specific to asyncio: cancellation, wake-ups, workers, hooks of an AsyncSession.
 
-The rest is in the suite that runs over every backend, the ``…-asyncio`` ones included.
+Everything else is in the suite that runs over every backend, including the ``…-asyncio`` ones.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from sqla_vitess_messages import (
     emits,
     hooks,
     on_commit,
+    random_id,
     without_emits,
 )
 from sqla_vitess_messages.aio import AsyncSubscriber, AsyncWorker
-from sqla_vitess_messages.enqueue import random_id
 from tests.backends import Backend, async_url, enqueue, eventually
-from tests.opponent import FIRST, SECOND, Opponent
+from tests.deadlock_partner import FIRST, SECOND, DeadlockPartner
 
 pytestmark = pytest.mark.parametrize(
     ("backend", "driver"),
@@ -54,11 +54,11 @@ pytestmark = pytest.mark.parametrize(
     indirect=["backend"],
     ids=["sqlite-aiosqlite", "mysql-asyncmy", "vitess-asyncmy", "vitess-aiomysql"],
 )
-QUICK = RetryPolicy(max_attempts=3, first_delay=0.01, longest_delay=0.02)
+QUICK = RetryPolicy(max_attempts=3, min_delay=0.01, max_delay=0.02)
 
 
 class Bench:
-    """A queue, a table of effects, and engines for both worlds."""
+    """A queue, a table of effects, and a synchronous and an asynchronous engine."""
 
     def __init__(self, engine: Engine, url: URL, make_queue: Callable[..., type[Any]]) -> None:
         class Base(DeclarativeBase):
@@ -78,7 +78,7 @@ class Bench:
         self.sessions = async_sessionmaker(self.async_engine)
 
     def run(self, main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Run a test's coroutine, and see that it leaves nothing behind."""
+        """Run a test's coroutine, and check that it leaves no task and no thread behind."""
 
         async def whole() -> Any:
             before = asyncio.all_tasks()
@@ -140,7 +140,7 @@ def bench(
     engine: Engine, url: str, driver: str, make_queue: Callable[..., type[Any]]
 ) -> Iterator[Bench]:
     yield Bench(engine, async_url(url, driver), make_queue)
-    hooks._listened.clear()
+    hooks._emitters.clear()
 
 
 def test_a_rollback_undoes_an_enqueue(bench: Bench) -> None:
@@ -207,7 +207,7 @@ def test_a_commit_in_the_same_process_wakes_a_pull(bench: Bench) -> None:
     async def main() -> None:
         async with bench.subscriber() as subscriber:
             await subscriber.get(0.5)
-            subscriber._transport.pause = 600  # It would look again in ten minutes.
+            subscriber._loop._transport.pause = 600  # Otherwise it would poll again in ten minutes.
             await asyncio.sleep(0.5)
             async with bench.sessions() as session, session.begin():
                 session.add(bench.queue(body="woke it"))
@@ -233,7 +233,7 @@ def test_grouped_settlements_reach_their_futures(bench: Bench) -> None:
 
 def test_an_async_session_runs_hooks(bench: Bench) -> None:
     @emits(bench.Effect, "insert")
-    def tell(effect: Any) -> Any:
+    def announce(effect: Any) -> Any:
         return bench.queue(body=f"{effect.body} {effect.id is not None}")
 
     async def main() -> None:
@@ -275,7 +275,7 @@ def test_the_effect_and_the_ack_commit_together(bench: Bench) -> None:
     assert bench.effects() == Counter(bodies)
 
 
-def test_failing_handlers_are_rolled_back_and_judged(bench: Bench) -> None:
+def test_failing_handlers_are_rolled_back_and_retried_or_dead(bench: Bench) -> None:
     async def handle(message: Any, session: AsyncSession) -> None:
         await bench.apply(message, session)
         await session.flush()
@@ -301,21 +301,21 @@ def test_failing_handlers_are_rolled_back_and_judged(bench: Bench) -> None:
 
 def test_a_deadlock_is_no_failed_attempt(bench: Bench) -> None:
     if bench.engine.dialect.name == "sqlite":
-        return  # It has one writer at a time.
+        return  # It allows one writer at a time.
     epochs: list[int] = []
 
     async def lock_both(message: Any, session: AsyncSession) -> None:
         epochs.append(message.epoch)
-        await session.execute(opponent.lock(FIRST))
-        await asyncio.to_thread(opponent.want_first)
-        await session.execute(opponent.lock(SECOND))
+        await session.execute(partner.lock(FIRST))
+        await asyncio.to_thread(partner.request_first)
+        await session.execute(partner.lock(SECOND))
 
     async def main() -> None:
         async with bench.working(lock_both, retry=RetryPolicy(max_attempts=1)):
             await bench.settled(1)
 
     bench.enqueue("again")
-    with Opponent(bench.engine, bench.Effect) as opponent:
+    with DeadlockPartner(bench.engine, bench.Effect) as partner:
         bench.run(main)
     assert epochs == [0, 0]
 
@@ -323,7 +323,7 @@ def test_a_deadlock_is_no_failed_attempt(bench: Bench) -> None:
 def test_a_long_handler_keeps_its_lease(bench: Bench) -> None:
     epochs: list[int] = []
 
-    async def work_long(message: Any, session: AsyncSession) -> None:
+    async def handle_slowly(message: Any, session: AsyncSession) -> None:
         epochs.append(message.epoch)
         await asyncio.sleep(5)  # A lease lasts 2 s, and its backoff adds 0.3 at most.
         await bench.apply(message, session)
@@ -331,7 +331,7 @@ def test_a_long_handler_keeps_its_lease(bench: Bench) -> None:
     bench.enqueue("long")
 
     async def main() -> None:
-        async with bench.working(work_long):
+        async with bench.working(handle_slowly):
             await bench.settled(1)
 
     bench.run(main)
@@ -342,21 +342,21 @@ def test_a_lost_lease_keeps_the_transaction_from_committing(bench: Bench) -> Non
     bench.enqueue("stolen")
 
     async def main() -> None:
-        begun, lost = asyncio.Event(), asyncio.Event()
+        started, lost = asyncio.Event(), asyncio.Event()
 
         async def work(message: Any, session: AsyncSession) -> None:
             await bench.apply(message, session)
-            begun.set()
+            started.set()
             await lost.wait()
 
         async with bench.working(work, concurrency=1) as worker:
-            await begun.wait()
+            await started.wait()
             async with bench.sessions() as session, session.begin():
                 (await session.scalars(select(bench.queue))).one().epoch += 1
-            while not worker._watchlist._lost:
+            while not worker._renewals._lost:
                 await asyncio.sleep(0.02)
             lost.set()
-            while worker._watchlist._watched:
+            while worker._renewals._watched:
                 await asyncio.sleep(0.02)
 
     bench.run(main)
@@ -390,20 +390,20 @@ def test_cancelling_a_worker_rolls_back_and_gives_everything_back(bench: Bench) 
     bench.enqueue(*(str(number) for number in range(20)))
 
     async def main() -> None:
-        begun = asyncio.Semaphore(0)
+        started = asyncio.Semaphore(0)
 
         async def work(message: Any, session: AsyncSession) -> None:
             await bench.apply(message, session)
             await session.flush()
-            begun.release()
+            started.release()
             await asyncio.sleep(60)
 
-        # SQLite has one writer.
+        # SQLite allows one writer.
         concurrency = 1 if bench.engine.dialect.name == "sqlite" else 3
         worker = AsyncWorker(bench.subscriber(), work, bench.sessions, concurrency=concurrency)
         running = asyncio.create_task(worker.run())
         for _ in range(concurrency):
-            await begun.acquire()
+            await started.acquire()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -438,6 +438,42 @@ def test_stopping_finishes_what_runs_and_cancels_what_hangs(bench: Bench) -> Non
     assert bench.run(main) is False
     assert sum(bench.effects().values()) == 10
     assert bench.stats().ready == 1
+
+
+async def stop_by_a_fault(subscriber: AsyncSubscriber[Any]) -> None:
+    """Make a subscriber fail with an error that no new connection can mend."""
+
+    def poll(_limit: int) -> None:
+        raise LookupError("a fault")
+
+    subscriber._loop._transport.poll = poll  # type: ignore[union-attr,method-assign]
+    with pytest.raises(LookupError):
+        await subscriber.get(20)
+
+
+def test_leaving_a_worker_raises_the_error_that_stopped_it(bench: Bench) -> None:
+    subscriber = bench.subscriber()
+
+    async def main() -> None:
+        async with AsyncWorker(subscriber, bench.apply, bench.sessions):
+            await stop_by_a_fault(subscriber)
+
+    with pytest.raises(LookupError, match="a fault"):
+        bench.run(main)
+    assert not subscriber.is_open
+
+
+def test_an_error_raised_in_the_block_of_a_worker_takes_precedence(bench: Bench) -> None:
+    subscriber = bench.subscriber()
+
+    async def main() -> None:
+        async with AsyncWorker(subscriber, bench.apply, bench.sessions):
+            await stop_by_a_fault(subscriber)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        bench.run(main)
+    assert not subscriber.is_open
 
 
 def test_a_signal_stops_a_worker(bench: Bench) -> None:

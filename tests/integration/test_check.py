@@ -1,4 +1,4 @@
-"""``sqla-vitess-messages check`` and ``ddl``: what is wrong with the queues of a database."""
+"""``sqla-vitess-messages check`` and ``ddl``: the problems of queues in a database."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from sqlalchemy.orm import mapped_column
 from sqlalchemy.schema import SetTableComment
 
 from sqla_vitess_messages import InvalidArgument, QueueOptions
-from sqla_vitess_messages.check import check_queues
-from sqla_vitess_messages.statements import statements
-from sqla_vitess_messages.targets import load_queues
+from sqla_vitess_messages.cli.check import check_queues
+from sqla_vitess_messages.cli.ddl_script import statements
+from sqla_vitess_messages.cli.targets import load_queues
+from sqla_vitess_messages.table.options import OPTIONS_KEY, queue_options
 from tests.backends import BACKENDS, enqueue, make_queue_class
 from tests.servers import server_url
-from tools.vitess import Dev
+from tools.vitess import VtCombo
 
 MakeQueue = Callable[..., type[Any]]
 
@@ -29,7 +30,7 @@ MYSQL = [b for b in SERVERS if b.server]
 
 
 def found(engine: Engine, queue: type[Any]) -> list[tuple[bool, str]]:
-    """Return what is wrong with one queue; other tests have tables here, too."""
+    """Return the problems of one queue; the database has tables of other tests as well."""
     with engine.connect() as connection:
         findings = check_queues(connection, [queue.__table__])
     return [(f.is_error, f.problem) for f in findings if f.table == queue.__table__.name]
@@ -44,7 +45,7 @@ def test_nothing_is_wrong_with_a_new_queue(engine: Engine, make_queue: MakeQueue
 
 
 @servers
-def test_a_missing_table_column_or_index_is_told(engine: Engine, make_queue: MakeQueue) -> None:
+def test_a_missing_table_column_or_index_is_reported(engine: Engine, make_queue: MakeQueue) -> None:
     queue = make_queue()
     wider = make_queue_class(
         QueueOptions(), attributes={"more": mapped_column(BigInteger, nullable=True)}
@@ -61,7 +62,7 @@ def test_a_missing_table_column_or_index_is_told(engine: Engine, make_queue: Mak
 
 
 @servers
-def test_rows_that_are_stuck_are_told(engine: Engine, make_queue: MakeQueue) -> None:
+def test_rows_that_are_stuck_are_reported(engine: Engine, make_queue: MakeQueue) -> None:
     queue = make_queue()
     enqueue(engine, *(queue(deliver_in=3600) for _ in range(3)))
     stuck, looping, _ = (m.id for m in _all(engine, queue))
@@ -82,16 +83,15 @@ def _all(engine: Engine, queue: type[Any]) -> list[Any]:
 @pytest.mark.parametrize("backend", MYSQL, indirect=True, ids=lambda b: b.name)
 def test_other_options_are_a_warning(engine: Engine, make_queue: MakeQueue) -> None:
     queue = make_queue()
-    queue.__table__.info["sqla_vitess_messages"] = queue.__queue__.replace(
-        ack_wait=99, message_cols=queue.__table__.info["sqla_vitess_messages"].message_cols
-    )
+    table = queue.__table__
+    table.info[OPTIONS_KEY] = queue_options(table).replace(ack_wait=99)
     [(is_error, problem)] = found(engine, queue)
     assert not is_error
     assert "vt_ack_wait=99" in problem
 
 
 @pytest.mark.parametrize("backend", MYSQL[:1], indirect=True, ids=lambda b: b.name)
-def test_options_that_vitess_misreads_are_told(engine: Engine, make_queue: MakeQueue) -> None:
+def test_options_that_vitess_misreads_are_reported(engine: Engine, make_queue: MakeQueue) -> None:
     queue = make_queue()
     small = queue.__table__.comment.replace("vt_cache_size=10000", "vt_cache_size=5")
     with engine.connect() as connection:
@@ -101,7 +101,7 @@ def test_options_that_vitess_misreads_are_told(engine: Engine, make_queue: MakeQ
     assert "cache_size=5: must be at least batch_size=10" in problem
 
 
-def test_a_wrong_vschema_is_told() -> None:
+def test_a_wrong_vschema_is_reported() -> None:
     engine = create_engine(server_url("sharded"))
     attributes = {"tenant": mapped_column(BigInteger, nullable=False)}
     unknown = make_queue_class(QueueOptions())
@@ -112,7 +112,7 @@ def test_a_wrong_vschema_is_told() -> None:
     sharded = make_queue_class(QueueOptions(shard_by="tenant", vindex="hash"))
     sharded.metadata.create_all(engine)
     assert found(engine, sharded) == []
-    for options, told in [
+    for options, expected in [
         (QueueOptions(), "doesn't say that it is sharded by tenant"),
         (QueueOptions(shard_by="tenant", vindex="xxhash"), "is sharded by hash(tenant), and the"),
     ]:
@@ -120,7 +120,7 @@ def test_a_wrong_vschema_is_told() -> None:
         other.__table__.name = sharded.__table__.name
         [(is_error, problem)] = found(engine, other)
         assert not is_error
-        assert told in problem
+        assert expected in problem
     sharded.metadata.drop_all(engine)
     unknown.__table__.drop(engine)
     engine.dispose()
@@ -130,14 +130,14 @@ def test_a_wrong_vschema_is_told() -> None:
 def test_a_flush_delay_that_hurts_streams_is_a_warning(gate: str, slow: bool) -> None:
     engine = create_engine(server_url(gate))
     with engine.connect() as connection:
-        told = [f for f in check_queues(connection, []) if f.table == "vtgate"]
-    assert bool(told) is slow
-    assert not any(finding.is_error for finding in told)
+        findings = [f for f in check_queues(connection, []) if f.table == "vtgate"]
+    assert bool(findings) is slow
+    assert not any(finding.is_error for finding in findings)
     engine.dispose()
 
 
-def test_a_malformed_table_that_harms_the_others_is_told(apart: Dev) -> None:
-    engine = create_engine(apart.url())
+def test_a_malformed_table_that_harms_the_others_is_reported(isolated_vitess: VtCombo) -> None:
+    engine = create_engine(isolated_vitess.url())
     fine = make_queue_class(QueueOptions())
     fine.metadata.create_all(engine)
     comment = QueueOptions().to_comment()
@@ -178,7 +178,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_commands_tell_by_their_exit_code(tmp_path: Path) -> None:
+def test_the_exit_code_reports_the_result(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/app.db"
     done = run(tmp_path, "check", "--url", url, "models:Base")
     assert done.returncode == 1
@@ -199,7 +199,7 @@ def test_the_commands_tell_by_their_exit_code(tmp_path: Path) -> None:
     assert "s3cret" not in done.stdout + done.stderr
 
 
-def test_ddl_shows_the_vschema_too() -> None:
+def test_ddl_includes_the_vschema() -> None:
     options = QueueOptions(shard_by="tenant", vindex="hash")
     queue = make_queue_class(options)
     table, vindex = statements([queue.__table__], "mysql")

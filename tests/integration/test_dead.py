@@ -1,4 +1,4 @@
-"""Messages that failed for good, and how many messages there are in each state."""
+"""Dead messages, and the number of messages in each state."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_reason_is_kept_where_the_model_has_a_column_for_it(
 def test_a_message_that_nobody_settles_dies_after_its_attempts(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
-    """As one that kills its process does: no handler is left to count."""
+    """For example one that kills its process, so that no handler counts the attempt."""
     queue = make_queue(ack_wait=2)
     subscriber = subscribe(queue, max_attempts=2)
     enqueue(engine, queue())

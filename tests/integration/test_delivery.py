@@ -1,4 +1,4 @@
-"""What a queue promises, on every database and transport."""
+"""The guarantees of a queue, on every database and transport."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import AlreadySettled, LeaseLost
-from sqla_vitess_messages.leases import DEAD
+from sqla_vitess_messages.rows.states import DEAD
 from sqla_vitess_messages.transports.shards import find_shards, shard_engine
 from tests.backends import BACKENDS, EVERYWHERE, Backend, ack, enqueue, eventually, row
 
@@ -81,7 +81,7 @@ def test_a_message_does_not_come_back_before_its_lease_ends(
     assert subscriber.get(20).epoch == 0
     received = time.monotonic()
     assert subscriber.get(20).epoch == 1
-    # Over the stream the first delivery can be read late: up to its flush delay.
+    # Over a stream the first delivery can be read late, by up to the flush delay.
     assert time.monotonic() - received >= 1.3
 
 
@@ -116,7 +116,7 @@ def test_an_ack_that_rolls_back_leaves_the_message_leased(
 def test_lower_priority_numbers_go_out_first(
     engine: Engine, queue: type[Any], subscribe: Subscribe, backend: Backend
 ) -> None:
-    """Within a shard: Vitess's own message managers don't talk to each other either."""
+    """Within a shard: Vitess's own message managers don't coordinate with each other either."""
     enqueue(engine, *(queue(priority=priority) for priority in range(90, 0, -10)))
     subscriber = subscribe(queue)
     got = [subscriber.get(20) for _ in range(9)]
@@ -128,17 +128,17 @@ def test_lower_priority_numbers_go_out_first(
         assert order == sorted(order)
 
 
-@pytest.mark.parametrize("how", ["deliver_in", "deliver_at"])
+@pytest.mark.parametrize("argument", ["deliver_in", "deliver_at"])
 def test_a_scheduled_message_arrives_at_its_time_and_not_before(
-    engine: Engine, queue: type[Any], subscribe: Subscribe, how: str
+    engine: Engine, queue: type[Any], subscribe: Subscribe, argument: str
 ) -> None:
     subscriber = subscribe(queue)
-    at = datetime.now(timezone.utc) + timedelta(seconds=1.5)
-    message = queue(deliver_at=at) if how == "deliver_at" else queue(deliver_in=1.5)
+    at = datetime.now(UTC) + timedelta(seconds=1.5)
+    message = queue(deliver_at=at) if argument == "deliver_at" else queue(deliver_in=1.5)
     enqueue(engine, message)
     received = subscriber.get(20)
     assert received is not None
-    assert datetime.now(timezone.utc) >= at
+    assert datetime.now(UTC) >= at
     ack(engine, received)
 
 
@@ -262,8 +262,8 @@ def test_a_holder_whose_lease_moved_on_may_only_ack(
     subscriber = subscribe(queue)
     enqueue(engine, queue())
     late = subscriber.get(20)
-    present = subscriber.get(20)
-    eventually(lambda: row(engine, present).epoch == 2)
+    current = subscriber.get(20)
+    eventually(lambda: row(engine, current).epoch == 2)
     arguments = {"fail": (), "retry": (0,), "extend": (10,)}[action]
     with Session(engine) as session, pytest.raises(LeaseLost, match=str(late.id)):
         getattr(late, action)(session, *arguments)
@@ -274,7 +274,7 @@ def test_a_holder_whose_lease_moved_on_may_only_ack(
 def test_a_holder_whose_lease_ran_out_may_only_ack(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, action: str
 ) -> None:
-    """Though nobody else has the message yet: Vitess may be sending it."""
+    """Even though nobody else has the message yet: Vitess may be sending it."""
     queue = make_queue(ack_wait=1)
     subscriber = subscribe(queue)
     enqueue(engine, queue())
@@ -347,7 +347,7 @@ def test_one_message_already_acked_stops_the_whole_bulk_ack(
 def test_fail_survives_the_postpone_that_follows_delivery(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
-    """Vitess postpones a message after it was sent: unfenced, 3 to 16 % of fails were undone."""
+    """Vitess postpones a message after sending it: unfenced, 3 to 16 % of fails were undone."""
     queue = make_queue(ack_wait=5)
     subscriber = subscribe(queue, max_concurrency=300)
     enqueue(engine, *(queue() for _ in range(300)))
@@ -395,7 +395,9 @@ def test_two_subscribers_share_the_messages(
             message = subscriber.get(0.2)
             if message is None:
                 continue
-            with suppress(AlreadySettled):  # At least once: a busy Vitess may deliver again.
+            with suppress(
+                AlreadySettled
+            ):  # Delivery is at least once: a busy Vitess may deliver again.
                 ack(engine, message)
                 ids.append(message.id)
 
@@ -411,7 +413,7 @@ def test_two_subscribers_share_the_messages(
         return sent - sum(map(len, received))
 
     try:
-        # One may connect while the other has them all: go on until both have had their share.
+        # One may connect while the other has all messages: go on until both have received enough.
         while min(map(len, received)) < 50:
             assert sent < 2000
             enqueue(engine, *(queue() for _ in range(10)))
@@ -473,7 +475,7 @@ def test_the_minimal_layout_works_too(
 def test_a_message_table_does_not_stop_the_next_one(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, backend: Backend
 ) -> None:
-    """A malformed table would end the schema reloading of the tablet."""
+    """A malformed message table would stop the schema reloading of the tablet."""
     columns = ["id", "epoch", "time_scheduled", "body"]
     if backend.server == "sharded":
         columns.append("tenant")

@@ -1,4 +1,4 @@
-"""What a subscriber tells about itself."""
+"""The events that a subscriber emits."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import InvalidArgumentType, Subscriber
-from sqla_vitess_messages.events import (
-    Dead,
-    Delivered,
-    Event,
-    LeaseExpired,
-    Settled,
-)
+from sqla_vitess_messages.events import Dead, Delivered, Event, LeaseExpired, Settled
 from tests.backends import PULLING, enqueue, eventually
 
 MakeQueue = Callable[..., type[Any]]
 Subscribe = Callable[..., Subscriber[Any]]
 
 
-def test_deliveries_and_settlements_are_told_when_they_have_committed(
+def test_deliveries_and_settlements_are_emitted_when_they_have_committed(
     engine: Engine, queue: type[Any], subscribe: Subscribe
 ) -> None:
     events: list[Event] = []
@@ -40,11 +34,11 @@ def test_deliveries_and_settlements_are_told_when_they_have_committed(
         with Session(engine) as session, session.begin():
             getattr(message, how)(session, *([60] if how == "retry" else []))
 
-        def told(id_: int = message.id, how: str = how) -> list[Event]:
+        def emitted(id_: int = message.id, how: str = how) -> list[Event]:
             settled = [e for e in events if isinstance(e, Settled)]
             return [e for e in settled if (e.message_id, e.how) == (id_, how)]
 
-        [settled] = eventually(told)
+        [settled] = eventually(emitted)
         assert settled.queue == name
         assert 0 < settled.seconds < 60
         assert Delivered(name, message.id, 0) in events
@@ -52,7 +46,7 @@ def test_deliveries_and_settlements_are_told_when_they_have_committed(
 
 
 @pytest.mark.parametrize("backend", PULLING, indirect=True, ids=lambda backend: backend.name)
-def test_redeliveries_expired_leases_and_used_up_attempts_are_told(
+def test_redeliveries_expired_leases_and_exhausted_attempts_are_emitted(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
     events: list[Event] = []
@@ -63,7 +57,7 @@ def test_redeliveries_expired_leases_and_used_up_attempts_are_told(
     assert subscriber.get(20).epoch == 1
     assert not Delivered(queue.__table__.name, message.id, 0).redelivered
     assert Delivered(queue.__table__.name, message.id, 1).redelivered
-    # A lease is told to be over when it surely is, which may be after the next delivery.
+    # LeaseExpired is emitted when the lease is certainly over, perhaps after the next delivery.
     counted = {Delivered: 2, LeaseExpired: 2, Dead: 1}
     eventually(lambda: Counter(type(e) for e in events if not isinstance(e, Settled)) == counted)
     assert Dead(queue.__table__.name, message.id, 2) in events

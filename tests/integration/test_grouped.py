@@ -1,4 +1,4 @@
-"""Settlements without a transaction of the caller's, many to a commit."""
+"""Settlements outside a transaction of the caller, many of them in one commit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from sqlalchemy import Engine, event
 
 from sqla_vitess_messages import AlreadySettled, LeaseLost, SubscriberClosed
-from sqla_vitess_messages.leases import DEAD
+from sqla_vitess_messages.rows.states import DEAD
 from tests.backends import ack, enqueue, row
 
 Subscribe = Callable[..., Any]
 
 
 def receive(subscriber: Any, count: int) -> list[Any]:
-    """Receive so many different messages."""
+    """Receive ``count`` different messages."""
     found: dict[int, Any] = {}
     while len(found) < count:
         for message in subscriber.get_many(count, 20):
@@ -50,7 +50,7 @@ def test_many_settlements_share_commits(
     updates: list[str] = []
 
     @event.listens_for(Engine, "before_cursor_execute")
-    def note(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def record(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         if "time_acked=" in statement.replace(" ", "") and statement.startswith("UPDATE"):
             updates.append(statement)
 
@@ -58,7 +58,7 @@ def test_many_settlements_share_commits(
         futures = [subscriber.ack(message) for message in messages]
         assert subscriber.flush(20)
     finally:
-        event.remove(Engine, "before_cursor_execute", note)
+        event.remove(Engine, "before_cursor_execute", record)
     assert all(future.done() for future in futures)
     assert all(row(engine, message).time_acked for message in messages)
     assert 1 <= len(updates) <= 20

@@ -1,4 +1,4 @@
-"""What is peculiar to vtgate's gRPC: values, addresses, TLS, credentials, a server that hangs."""
+"""vtgate's gRPC protocol: values, transactions, errors, addresses, TLS and credentials."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, mapped_column
 
 import sqla_vitess_messages
-from sqla_vitess_messages import InvalidArgument, QueueOptions, Subscriber
+from sqla_vitess_messages import Grpc, InvalidArgument, QueueOptions, Subscriber
 from sqla_vitess_messages.aio import AsyncSubscriber
 from tests.backends import ack, async_url, enqueue, make_queue_class
 from tests.servers import server_url
-from tools.vitess import Dev
+from tools.vitess import VtCombo
 
 MakeQueue = Callable[..., type[Any]]
 
@@ -44,7 +44,7 @@ COLUMNS: dict[str, tuple[Any, list[Any]]] = {
     "an_int_unsigned": (mysql.INTEGER(unsigned=True), [0, 2**32 - 1]),
     "a_bigint": (mysql.BIGINT, [-(2**63), 2**63 - 1]),
     "a_bigint_unsigned": (mysql.BIGINT(unsigned=True), [0, 2**64 - 1]),
-    # vtgate sends a float as "cast(… as DOUBLE)", which MySQL knows from 8.0.17 on: not this one.
+    # vtgate sends a float as "cast(… as DOUBLE)", which needs MySQL 8.0.17: newer than the tests'.
     "a_float": (mysql.FLOAT, [Decimal("-0.5"), Decimal(1024)]),
     "a_double": (mysql.DOUBLE(asdecimal=False), [Decimal("-0.125"), Decimal(2) ** 60]),
     "a_decimal": (mysql.DECIMAL(30, 10), [Decimal("-12345678901234567890.5"), Decimal(0)]),
@@ -70,7 +70,7 @@ COLUMNS: dict[str, tuple[Any, list[Any]]] = {
     "a_json": (mysql.JSON, [{"a": [1, 2.5, None, "ä"]}, []]),
     "a_bit": (mysql.BIT(10), [0, 1023]),
 }
-"""Every type of column that Vitess has, but those in space; with values that go to its limits."""
+"""Every column type of Vitess except the spatial ones, with values at its limits."""
 
 
 def grpc_url(server: str = "vtgate", keyspace: str = "main") -> str:
@@ -113,10 +113,10 @@ def test_values_are_the_same_as_over_mysql(engine: Engine, grpc_engine: Engine) 
     def received(url: Any, transport: Any) -> dict[int, Any]:
         got: dict[int, Any] = {}
         with Subscriber(queue, url, transport=transport) as subscriber:
-            # The first comes with the backlog, the others by the stream.
+            # The first one is received with the backlog, the others over the stream.
             for messages in ([queue(**sent[0])], [queue(**values) for values in sent]):
                 expected = {message.id: payload(message) for message in messages}
-                enqueue(grpc_engine, messages[0])  # Both ways in, too.
+                enqueue(grpc_engine, messages[0])  # Enqueue in both ways as well.
                 enqueue(engine, *messages[1:])
                 for _ in messages:
                     message = subscriber.get(20)
@@ -131,8 +131,8 @@ def test_values_are_the_same_as_over_mysql(engine: Engine, grpc_engine: Engine) 
             for id_, values in received(url, transport).items():
                 statement = select(*(queue.__table__.c[name] for name in COLUMNS))
                 rows = []
-                for by in (engine, grpc_engine):
-                    with by.connect() as connection:
+                for reader in (engine, grpc_engine):
+                    with reader.connect() as connection:
                         row = connection.execute(statement.where(queue.id == id_)).one()
                     rows.append([(type(value), value) for value in row])
                 assert rows[0] == rows[1]
@@ -141,7 +141,7 @@ def test_values_are_the_same_as_over_mysql(engine: Engine, grpc_engine: Engine) 
         queue.metadata.drop_all(engine)
 
 
-def test_the_dialect_keeps_to_transactions(
+def test_the_dialect_supports_transactions(
     engine: Engine, grpc_engine: Engine, queue: type[Any]
 ) -> None:
     def count() -> int:
@@ -159,7 +159,7 @@ def test_the_dialect_keeps_to_transactions(
         assert count() == 0
     assert count() == 2
     with grpc_engine.connect() as connection:
-        # As many as were found, not as were changed.
+        # The number of rows matched, not of rows changed.
         again = update(queue).values(priority=50).where(queue.id.in_([1, 2, 3]))
         assert connection.execute(again).rowcount == 2
         assert connection.execute(delete(queue).where(queue.id == 1)).rowcount == 1
@@ -190,13 +190,13 @@ def test_errors_are_those_of_pymysql(grpc_engine: Engine, queue: type[Any]) -> N
 
 def test_a_url_for_grpc_is_all_a_subscriber_needs(engine: Engine, queue: type[Any]) -> None:
     with Subscriber(queue, grpc_url()) as subscriber:
-        enqueue(engine, queue())  # Pulled, with the backlog.
+        enqueue(engine, queue())  # Pulled with the backlog.
         subscriber.ack(subscriber.get(20)).result(20)  # type: ignore[arg-type]
         enqueue(engine, queue(body="streamed"))
         message = subscriber.get(20)
         assert message is not None
         subscriber.ack(message).result(20)
-        assert type(subscriber._transport).__name__ == "GrpcTransport"
+        assert type(subscriber._loop._transport).__name__ == "GrpcTransport"
     with engine.connect() as connection:
         assert queue.stats(connection).acked == 2
 
@@ -214,7 +214,7 @@ def test_a_url_for_grpc_is_all_that_asyncio_needs(engine: Engine, queue: type[An
                 await subscriber.extend([message], 60)
                 async with application.begin() as connection:
                     await connection.run_sync(message.fail)
-            assert type(subscriber._transport).__name__ == "AsyncGrpcTransport"
+            assert type(subscriber._loop._transport).__name__ == "GrpcTransport"
         await application.dispose()
         return body
 
@@ -224,36 +224,33 @@ def test_a_url_for_grpc_is_all_that_asyncio_needs(engine: Engine, queue: type[An
 
 
 @pytest.mark.parametrize(
-    ("bind", "options", "says"),
+    ("bind", "transport", "message"),
     [
-        ("mysql+pymysql://u@h/k", {"transport": "grpc"}, "give vtgate's address for gRPC"),
-        ("mysql+pymysql://u@h/k", {"transport": "pull", "grpc": "h:1"}, "'pull' doesn't use it"),
-        ("mysql+pymysql://u@h/k", {"transport": "stream", "grpc": "h:1"}, "leave one of them out"),
-        ("mysql+pymysql://u@h/k", {"grpc": "mysql://h/k"}, "expected vtgate's host:port"),
-        ("mysql+pymysql://u@h/k", {"grpc": "h:port"}, "expected vtgate's host:port"),
-        ("mysql+pymysql://u@h/k", {"grpc": ""}, "expected vtgate's host:port"),
-        ("mysql+pymysql://u@h/k", {"grpc": "vitess+grpc://h?sll=1"}, "'ssl_ca'"),
-        ("vitess+grpc://h:1/k?sll=1", {}, "expected a database URL"),
-        (
-            "mysql+pymysql://u@h/k",
-            {"transport": "grpc", "grpc": "h:1", "shards": ["-80"]},
-            "'pull'",
-        ),
-        ("vitess+grpc://u@h/k:-80", {}, "name the keyspace alone"),
+        ("mysql+pymysql://u@h/k", "grpc", "give vtgate's address for gRPC"),
+        ("mysql+pymysql://u@h/k", Grpc(), "give vtgate's address for gRPC"),
+        ("mysql+pymysql://u@h/k", Grpc("vitess+grpc://h?sll=1"), "'ssl_ca'"),
+        ("mysql+pymysql://u@h/k", Grpc("vitess+grpc://h?ssl_key=k"), "ssl_cert and ssl_key"),
+        ("mysql+pymysql://u:s3cret@h/k?ssl_ca=ca", Grpc("h:1"), "in the clear"),
+        ("vitess+grpc://h:1/k?sll=1", "auto", "expected a database URL"),
+        ("vitess+grpc://u@h/k:-80", "auto", "name the keyspace alone"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
-    bind: str, options: dict[str, Any], says: str
-) -> None:
+def test_what_does_not_go_together_is_refused(bind: str, transport: Any, message: str) -> None:
     model = make_queue_class(QueueOptions())
-    with pytest.raises(InvalidArgument, match=says):
-        Subscriber(model, bind, **options)
+    with pytest.raises(InvalidArgument, match=message):
+        Subscriber(model, bind, transport=transport)
     if bind.startswith("mysql"):
-        with pytest.raises(InvalidArgument, match=says):
-            AsyncSubscriber(model, async_url(bind, "asyncmy"), **options)
+        with pytest.raises(InvalidArgument, match=message):
+            AsyncSubscriber(model, async_url(bind, "asyncmy"), transport=transport)
 
 
-def test_without_the_extra_it_is_named() -> None:
+@pytest.mark.parametrize("address", ["mysql://h/k", "h:port", ""])
+def test_an_address_of_another_form_is_refused(address: str) -> None:
+    with pytest.raises(InvalidArgument, match="expected vtgate's host:port"):
+        Grpc(address)
+
+
+def test_an_error_names_the_missing_extra() -> None:
     code = (
         "import sys; sys.modules['grpc'] = None\n"
         "from sqlalchemy import create_engine\n"
@@ -264,22 +261,23 @@ def test_without_the_extra_it_is_named() -> None:
     assert "pip install 'sqla-vitess-messages[grpc]'" in done.stderr
 
 
-def test_the_generated_code_is_of_the_present_proto(tmp_path: Path) -> None:
+def test_the_generated_code_is_up_to_date(tmp_path: Path) -> None:
     package = Path(sqla_vitess_messages.__file__).parent
-    proto = package / "vtgate_grpc" / "vtgate.proto"
+    folder = package / "vitess" / "grpc"
+    proto = folder / "vtgate.proto"
     subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", "-I", package.parent,
          f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", proto],
         check=True,
     )  # fmt: skip
     for name in ("vtgate_pb2.py", "vtgate_pb2.pyi"):
-        made = (tmp_path / package.name / "vtgate_grpc" / name).read_text()
-        assert made == (proto.parent / name).read_text(), "run: make proto"
+        generated = (tmp_path / folder.relative_to(package.parent) / name).read_text()
+        assert generated == (folder / name).read_text(), "run: make proto"
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that the servers' user may read."""
+    """A folder that is readable for the servers' user."""
     folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-grpc-"))
     folder.chmod(0o755)
     yield folder
@@ -288,7 +286,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.mark.timeout(240)
 def test_tls_and_credentials(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    server_url("dev")  # Else this machine can't have a Vitess.
+    server_url("dev")  # Skips the test on a machine without Vitess.
     ca, stranger = trustme.CA(), trustme.CA()
     server, client = ca.issue_cert("127.0.0.1"), ca.issue_cert("client@example.com")
     files = {
@@ -302,7 +300,7 @@ def test_tls_and_credentials(folder: Path, caplog: pytest.LogCaptureFixture) -> 
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    dev = Dev(
+    vtcombo = VtCombo(
         folder / "dev",
         ["--grpc_cert", f"{folder}/server.pem", "--grpc_key", f"{folder}/server.key",
          "--grpc_ca", f"{folder}/ca.pem", "--grpc_auth_mode", "static",
@@ -313,29 +311,31 @@ def test_tls_and_credentials(folder: Path, caplog: pytest.LogCaptureFixture) -> 
 
     def url(user: str = "ada:s3cret-word", ca: str = "ca.pem", query: str = "") -> str:
         query = query or files_of_client
-        return f"vitess+grpc://{user}@{dev.grpc()}/main?ssl_ca={folder}/{ca}&{query}"
+        return f"vitess+grpc://{user}@{vtcombo.grpc()}/main?ssl_ca={folder}/{ca}&{query}"
 
     try:
-        dev.start()
+        vtcombo.start()
         model = make_queue_class(QueueOptions())
-        plain = create_engine(dev.url())
+        plain = create_engine(vtcombo.url())
         model.metadata.create_all(plain)
-        for grpc in ({"bind": url()}, {"bind": dev.url(), "grpc": url()}):
-            with Subscriber(model, **grpc) as subscriber:  # type: ignore[arg-type]
+        for bind, transport in ((url(), "auto"), (vtcombo.url(), Grpc(url()))):
+            with Subscriber(model, bind, transport=transport) as subscriber:  # type: ignore[arg-type]
                 for _ in range(2):
                     enqueue(plain, model())
                     assert subscriber.get(20) is not None
-                said = repr(subscriber)
+                shown = repr(subscriber) + repr(transport)
         for wrong, number in (
             (url(user="ada:no"), 1045),
             (url(user="ada"), 1045),
             (url(ca="stranger.pem"), 2013),
             (url(query="ssl=true"), 2013),
+            # Without ssl_ca, to trust the test's own authority, but still over TLS.
+            (url().replace(f"ssl_ca={folder}/ca.pem&", ""), 2013),
             (url().partition("?")[0], 2013),
         ):
             with pytest.raises(OperationalError, match=rf"\({number}, ") as raised:
                 create_engine(wrong).connect()
-            said += str(raised.value)
-        assert "s3cret" not in caplog.text + said
+            shown += str(raised.value)
+        assert "s3cret" not in caplog.text + shown
     finally:
-        dev.stop()
+        vtcombo.stop()

@@ -1,4 +1,4 @@
-"""Messages that a session enqueues by itself: with its commit, and with what its flushes write."""
+"""Messages that a session enqueues itself: at its commit, and for the changes that it flushes."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from sqla_vitess_messages import (
     emits,
     hooks,
     on_commit,
+    random_id,
     without_emits,
 )
-from sqla_vitess_messages.enqueue import random_id
 from tests.backends import BACKENDS
 
 pytestmark = pytest.mark.parametrize(
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.parametrize(
 
 
 class Shop:
-    """A queue, and data that what is emitted tells of."""
+    """A queue, and models whose changes are emitted."""
 
     def __init__(self, engine: Engine, make_queue: Callable[..., type[Any]]) -> None:
         class Base(DeclarativeBase):
@@ -93,14 +93,14 @@ class Shop:
 @pytest.fixture
 def shop(engine: Engine, make_queue: Callable[..., type[Any]]) -> Iterator[Shop]:
     yield Shop(engine, make_queue)
-    hooks._listened.clear()
+    hooks._emitters.clear()
 
 
 def test_on_commit_enqueues_with_the_transaction(shop: Shop) -> None:
     with shop.session(expire_on_commit=False) as session, session.begin():
         user = shop.User(name="ada")
         session.add(user)
-        # Made only now, when the generated key is there.
+        # Called at the commit, when the generated key is set.
         on_commit(session, lambda: shop.queue(body=f"welcome {user.id}"))
         assert session.scalars(select(shop.queue)).all() == []
     assert shop.bodies() == [f"welcome {user.id}"]
@@ -116,7 +116,7 @@ def test_on_commit_is_called_once_for_its_transaction_only(shop: Shop) -> None:
     assert shop.bodies() == ["first"]
 
 
-def test_on_commit_takes_none_and_several_and_more_of_its_kind(shop: Shop) -> None:
+def test_factories_may_return_none_or_several_and_add_others(shop: Shop) -> None:
     with shop.session() as session:
 
         def another() -> None:
@@ -140,7 +140,7 @@ def test_factories_that_never_end_are_refused(shop: Shop) -> None:
             session.commit()
 
 
-def test_a_rollback_forgets_on_commit(shop: Shop) -> None:
+def test_a_rollback_discards_factories(shop: Shop) -> None:
     with shop.session() as session:
         on_commit(session, lambda: shop.queue(body="never"))
         session.rollback()
@@ -154,7 +154,7 @@ def test_a_rollback_forgets_on_commit(shop: Shop) -> None:
     assert shop.bodies() == []
 
 
-def test_a_savepoint_takes_its_own_factories_with_it(shop: Shop) -> None:
+def test_a_rolled_back_savepoint_discards_its_own_factories(shop: Shop) -> None:
     with shop.session() as session:
         on_commit(session, lambda: shop.queue(body="outer"))
         savepoint = session.begin_nested()
@@ -191,7 +191,7 @@ def test_two_sessions_keep_their_factories_apart(shop: Shop) -> None:
     assert shop.bodies() == ["one"]
 
 
-def test_a_scoped_session_will_do(shop: Shop) -> None:
+def test_a_scoped_session_is_accepted(shop: Shop) -> None:
     registry = scoped_session(sessionmaker(shop.engine, twophase=False))
     on_commit(registry, lambda: shop.queue(body="scoped"))
     registry.commit()
@@ -200,7 +200,7 @@ def test_a_scoped_session_will_do(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("returned", ["text", 5, ["text"]])
-def test_what_a_hook_returns_has_to_be_messages(shop: Shop, returned: Any) -> None:
+def test_a_hook_has_to_return_messages(shop: Shop, returned: Any) -> None:
     with shop.session() as session:
         on_commit(session, lambda: returned)
         with pytest.raises(InvalidArgumentType, match="expected a message"):
@@ -226,7 +226,7 @@ def test_wrong_arguments_are_refused(shop: Shop) -> None:
 
 def test_emits_sees_keys_and_the_old_and_new_values(shop: Shop) -> None:
     @emits(shop.User, "insert", "update", "delete")
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         old = inspect(user).attrs.name.history.deleted
         return shop.queue(body=f"{user.name} {user.id is not None} {list(old or ())}")
 
@@ -250,7 +250,7 @@ def test_emits_sees_keys_and_the_old_and_new_values(shop: Shop) -> None:
 
 def test_emits_is_not_called_for_what_does_not_change(shop: Shop) -> None:
     @emits(shop.User, "update")
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         return shop.queue(body=user.name)
 
     with shop.session() as session:
@@ -258,14 +258,14 @@ def test_emits_is_not_called_for_what_does_not_change(shop: Shop) -> None:
         session.add(user)
         session.commit()
         user.name = "ada"
-        user.orders.append(shop.Order())  # Another row.
+        user.orders.append(shop.Order())  # A change of another row.
         session.commit()
     assert shop.bodies() == []
 
 
 def test_emits_sees_what_the_same_flush_writes_elsewhere(shop: Shop) -> None:
     @emits(shop.User, "insert")
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         return [shop.queue(body=str(order.id)) for order in user.orders]
 
     with shop.session() as session:
@@ -277,7 +277,7 @@ def test_emits_sees_what_the_same_flush_writes_elsewhere(shop: Shop) -> None:
 
 def test_emits_sees_orphans_and_cascades(shop: Shop) -> None:
     @emits(shop.Order, "delete")
-    def tell(order: Any) -> Any:
+    def announce(order: Any) -> Any:
         return shop.queue(body=str(order.id))
 
     with shop.session() as session:
@@ -293,9 +293,9 @@ def test_emits_sees_orphans_and_cascades(shop: Shop) -> None:
     assert shop.bodies() == ["1", "2", "3"]
 
 
-def test_emits_asks_when(shop: Shop) -> None:
+def test_emits_evaluates_when(shop: Shop) -> None:
     @emits(shop.User, "insert", when=lambda user: user.name.startswith("b"))
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         return shop.queue(body=user.name)
 
     with shop.session() as session, session.begin():
@@ -325,39 +325,39 @@ def test_emits_reaches_subclasses_bases_and_mixins(shop: Shop) -> None:
     with shop.session() as session, session.begin():
         session.add(shop.Admin(name="ada"))
         session.add(Later(name="bea"))
-        session.add(shop.queue(body="no message of a message"))
+        session.add(shop.queue(body="no message about a message"))
     assert shop.bodies() == [
         "base Admin",
         "base Later",
         "mixin Later",
-        "no message of a message",
+        "no message about a message",
         "parent admin",
         "parent later",
     ]
 
 
-def test_emits_of_a_queue_makes_messages_of_messages(
+def test_emits_for_a_queue_enqueues_messages_about_messages(
     shop: Shop, make_queue: Callable[..., type[Any]]
 ) -> None:
     second = make_queue()
 
     @emits(shop.User, "insert")
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         return shop.queue(body=user.name)
 
     @emits(shop.queue, "insert")
-    def tell_of_it(message: Any) -> Any:
-        return second(body=f"told {message.body}")
+    def follow_up(message: Any) -> Any:
+        return second(body=f"after {message.body}")
 
     with shop.session() as session, session.begin():
         session.add(shop.User(name="ada"))
     with shop.session() as session:
-        assert session.scalars(select(second.body)).all() == ["told ada"]
+        assert session.scalars(select(second.body)).all() == ["after ada"]
 
 
 def test_emitted_messages_share_the_fate_of_their_change(shop: Shop) -> None:
     @emits(shop.User, "insert")
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         return shop.queue(body=user.name)
 
     with shop.session() as session:
@@ -381,7 +381,7 @@ def test_emitted_messages_share_the_fate_of_their_change(shop: Shop) -> None:
 
 def test_a_flush_that_fails_leaves_no_message_behind(shop: Shop) -> None:
     @emits(shop.User, "insert")
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         return shop.queue(body=user.name)
 
     with shop.session() as session:
@@ -398,7 +398,7 @@ def test_a_flush_that_fails_leaves_no_message_behind(shop: Shop) -> None:
 
 def test_an_error_of_an_emitter_makes_the_flush_fail(shop: Shop) -> None:
     @emits(shop.User, "insert")
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         raise LookupError(user.name)
 
     with pytest.raises(LookupError), shop.session() as session, session.begin():
@@ -407,9 +407,9 @@ def test_an_error_of_an_emitter_makes_the_flush_fail(shop: Shop) -> None:
         assert session.scalars(select(shop.User)).all() == []
 
 
-def test_statements_that_would_pass_an_emitter_by_are_refused(shop: Shop) -> None:
+def test_statements_that_would_bypass_an_emitter_are_refused(shop: Shop) -> None:
     @emits(shop.User, "insert", "update", "delete")
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         return shop.queue(body=user.name)
 
     table = shop.User.__table__
@@ -432,9 +432,9 @@ def test_statements_that_would_pass_an_emitter_by_are_refused(shop: Shop) -> Non
     assert shop.bodies() == ["no change of a user"]
 
 
-def test_without_emits_leaves_out_the_changes_of_its_block(shop: Shop) -> None:
+def test_without_emits_exempts_the_changes_of_its_block(shop: Shop) -> None:
     @emits(shop.User, "insert", "update")
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         return shop.queue(body=user.name)
 
     with shop.session() as session:
@@ -459,7 +459,7 @@ def test_queues_on_another_engine_are_refused(shop: Shop) -> None:
     binds = {shop.base: shop.engine, shop.queue: other}
 
     @emits(shop.User, "insert")
-    def tell(user: Any) -> Any:
+    def announce(user: Any) -> Any:
         return shop.queue(body=user.name)
 
     with shop.session(binds={shop.queue: other}) as session:
@@ -471,6 +471,15 @@ def test_queues_on_another_engine_are_refused(shop: Shop) -> None:
         on_commit(session, lambda: shop.queue(body="elsewhere"))
         with pytest.raises(InvalidArgument, match="can't commit with the data"):
             session.commit()
+    with Session(binds=binds) as session:  # With a transaction that began before.
+        session.add(shop.Order())
+        session.flush()
+        on_commit(session, lambda: shop.queue(body="elsewhere"))
+        with pytest.raises(InvalidArgument, match="can't commit with the data"):
+            session.commit()
+        session.rollback()
+        on_commit(session, lambda: shop.queue(body="alone"))
+        session.commit()  # This transaction has no other data.
     with Session(binds=binds) as session:
         session.add(shop.User(name="ada"))
         with pytest.raises(InvalidArgument, match="can't commit with the data"):
@@ -484,4 +493,4 @@ def test_queues_on_another_engine_are_refused(shop: Shop) -> None:
         on_commit(session, lambda: shop.queue(body="same"))
         session.commit()
     other.dispose()
-    assert shop.bodies() == ["ada", "same"]
+    assert shop.bodies() == ["ada", "alone", "same"]

@@ -1,4 +1,4 @@
-"""A subscriber never leases more than it may, as the database sees it."""
+"""A subscriber never leases more than max_concurrency messages, as the database counts them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import AlreadySettled, clock
-from sqla_vitess_messages.leases import DEAD
+from sqla_vitess_messages.rows.states import DEAD
 from tests.backends import BACKENDS, PULLING, STREAMS, ack, enqueue, eventually
 
 Subscribe = Callable[..., Any]
@@ -29,7 +29,7 @@ pulling = pytest.mark.parametrize("backend", PULLING, indirect=True, ids=lambda 
 
 
 def leased(engine: Engine, model: type[Any]) -> int:
-    """Count live leases in the database."""
+    """Return the number of unexpired leases in the database."""
     columns = model.__table__.c
     query = select(func.count()).where(
         columns.time_acked.is_(None),
@@ -40,20 +40,20 @@ def leased(engine: Engine, model: type[Any]) -> int:
         return connection.scalar(query) or 0
 
 
-class Watch:
-    """Notes the most leases there were, until it is left."""
+class LeaseCounter:
+    """Records the largest number of leases that there were within the context."""
 
     def __init__(self, engine: Engine, model: type[Any]) -> None:
         self.most = 0
-        self._look = lambda: leased(engine, model)
+        self._count = lambda: leased(engine, model)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         while not self._stop.wait(0.005):
-            self.most = max(self.most, self._look())
+            self.most = max(self.most, self._count())
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> LeaseCounter:
         self._thread.start()
         return self
 
@@ -66,7 +66,7 @@ class Watch:
 def test_two_subscribers_never_lease_more_than_both_may(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
-    """With a slow handler, a backlog, and settlements that roll back now and then."""
+    """With a slow handler, a backlog, and settlements that are rolled back once."""
     queue, count = make_queue(ack_wait=60), 400
     enqueue(engine, *(queue(body=str(number)) for number in range(count)))
     done: list[list[int]] = [[], []]
@@ -84,7 +84,7 @@ def test_two_subscribers_never_lease_more_than_both_may(
                 message.ack(session)
             handled.append(message.epoch)
 
-    with Watch(engine, queue) as watch:
+    with LeaseCounter(engine, queue) as counter:
         subscribers = [subscribe(queue, max_concurrency=8) for _ in done]
         threads = [
             threading.Thread(target=handle, args=(subscriber, handled))
@@ -95,8 +95,8 @@ def test_two_subscribers_never_lease_more_than_both_may(
             thread.start()
         for thread in threads:
             thread.join()
-    assert 8 < watch.most <= 16
-    assert sum(done[0] + done[1]) == 0  # None was delivered again.
+    assert 8 < counter.most <= 16
+    assert sum(done[0] + done[1]) == 0  # No message was redelivered.
     assert min(map(len, done)) > count / 5
 
 
@@ -106,11 +106,11 @@ def test_an_expired_lease_frees_its_place_only_when_the_database_thinks_so_too(
 ) -> None:
     queue = make_queue(ack_wait=0.3, min_backoff=0.3)
     enqueue(engine, *(queue() for _ in range(40)))
-    with Watch(engine, queue) as watch:
+    with LeaseCounter(engine, queue) as counter:
         subscriber = subscribe(queue, max_concurrency=4)
         received = [subscriber.get(20) for _ in range(12)]
     assert all(received)
-    assert 0 < watch.most <= 4
+    assert 0 < counter.most <= 4
 
 
 @pulling
@@ -123,7 +123,7 @@ def test_a_place_is_free_when_the_commit_is_over(
     first = subscriber.get(20)
     with Session(engine) as session, session.begin():
         first.ack(session)
-        if engine.dialect.name != "sqlite":  # There the open transaction stops every other one.
+        if engine.dialect.name != "sqlite":  # There the open transaction blocks every other one.
             assert subscriber.get(0.5) is None
     assert subscriber.get(20).id != first.id
 
@@ -136,7 +136,7 @@ def test_what_waited_too_long_goes_back_without_counting_as_an_attempt(
     enqueue(engine, queue(), queue())
     subscriber = subscribe(queue, max_concurrency=2)
     eventually(lambda: leased(engine, queue) == 2)
-    time.sleep(1)  # Nobody asks for them in time.
+    time.sleep(1)  # No get() takes them in time.
     received = [subscriber.get(20) for _ in range(2)]
     assert [message.epoch for message in received] == [0, 0]
 
@@ -146,21 +146,23 @@ def test_a_stream_that_brings_too_much_is_left_and_the_excess_given_back(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
     queue, count = make_queue(ack_wait=20), 300
-    # What is on its way as a segment or a call ends is lost, and comes back after its lease.
+    # Messages in transit as a segment or a call ends are lost, and redelivered after their lease.
     lost = count / 5
     subscriber = subscribe(queue, max_concurrency=5)
     enqueue(engine, queue())
-    held = [subscriber.get(20)]
-    time.sleep(1)  # The queue is empty, so it streams.
+    received = [subscriber.get(20)]
+    time.sleep(1)  # The queue is empty, so the subscriber streams.
     enqueue(engine, *(queue() for _ in range(count)))
-    eventually(lambda: held.extend(subscriber.get_many(10, 0.1)) or len(held) == 5)
+    eventually(lambda: received.extend(subscriber.get_many(10, 0.1)) or len(received) == 5)
     assert subscriber.get(0.5) is None
     eventually(lambda: leased(engine, queue) <= 5 + lost, within=10)
     epochs: dict[int, int] = {}
     while len(epochs) <= count:
-        for message in held or subscriber.get_many(5, 60):
+        for message in received or subscriber.get_many(5, 60):
             with suppress(AlreadySettled):
                 ack(engine, message)
             epochs.setdefault(message.id, message.epoch)
-        held = []
-    assert sum(epoch > 0 for epoch in epochs.values()) <= lost  # To be given back is no attempt.
+        received = []
+    assert (
+        sum(epoch > 0 for epoch in epochs.values()) <= lost
+    )  # A release doesn't count as an attempt.

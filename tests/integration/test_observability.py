@@ -1,4 +1,4 @@
-"""The adapters for Prometheus and OpenTelemetry, with their real libraries."""
+"""The integrations with Prometheus and OpenTelemetry, using the real libraries."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from sqla_vitess_messages import (
     RetryPolicy,
     Subscriber,
     Worker,
-    opentelemetry,
 )
 from sqla_vitess_messages.aio import AsyncSubscriber, AsyncWorker
-from sqla_vitess_messages.headers import MessageHeadersMixin
-from sqla_vitess_messages.opentelemetry import (
+from sqla_vitess_messages.contrib import opentelemetry
+from sqla_vitess_messages.contrib.opentelemetry import (
     OpenTelemetryEvents,
     observe_queues,
     trace_enqueued,
     traced,
 )
-from sqla_vitess_messages.prometheus import PrometheusEvents, QueueCollector
+from sqla_vitess_messages.contrib.prometheus import PrometheusEvents, QueueCollector
+from sqla_vitess_messages.headers import MessageHeadersMixin
 from tests.backends import BACKENDS, Backend, async_url, enqueue, eventually
 
 pytestmark = pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def queue(make_queue: MakeQueue) -> type[Any]:
 
 @pytest.fixture
 def spans() -> Iterator[tuple[TracerProvider, Callable[[], list[ReadableSpan]]]]:
-    """A tracer provider, and the spans that it has finished."""
+    """A tracer provider, and a function that returns its finished spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -81,7 +81,7 @@ def handle(message: Any, _session: Session) -> None:
 def work(
     subscriber: Subscriber[Any], engine: Engine, handler: Any, settled: int, **options: Any
 ) -> None:
-    """Work until so many messages are settled."""
+    """Run a worker until ``settled`` messages are settled."""
     policy = RetryPolicy(rules={LookupError: None})
     with Worker(subscriber, handler, sessionmaker(engine), retry=policy, **options):
 
@@ -118,12 +118,12 @@ def test_prometheus_counts_events_and_messages(engine: Engine, queue: type[Any],
     assert sample("messages", state="dead") == 1
 
 
-def test_a_queue_that_cannot_be_counted_spoils_no_scrape(
+def test_a_queue_that_cannot_be_counted_does_not_fail_the_scrape(
     engine: Engine, queue: type[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    away = create_engine("mysql+pymysql://user:s3cret@127.0.0.1:1/nowhere")
+    unreachable = create_engine("mysql+pymysql://user:s3cret@127.0.0.1:1/nowhere")
     registry = CollectorRegistry()
-    registry.register(QueueCollector(away, queue))
+    registry.register(QueueCollector(unreachable, queue))
     list(registry.collect())
     assert "could not count" in caplog.text
     assert "s3cret" not in caplog.text
@@ -136,7 +136,7 @@ def test_consumer_spans_link_to_the_spans_that_sent_their_messages(
 ) -> None:
     provider, finished = spans
     trace_enqueued(provider)
-    trace_enqueued(provider)  # Makes no second span.
+    trace_enqueued(provider)  # Creates no second span.
     with provider.get_tracer("web").start_as_current_span("request"), Session(engine) as session:
         session.add(queue(body="a", headers={"tenant": "ada"}))
         session.add(queue(body="fails"))

@@ -1,4 +1,4 @@
-"""What pulling and settling cost doesn't grow with what is acked, scheduled or dead."""
+"""The cost of pulling and settling is independent of acked, scheduled and dead messages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Connection, Engine, event, insert, select, text
 
 from sqla_vitess_messages import clock
-from sqla_vitess_messages.ddl import is_vitess
-from sqla_vitess_messages.leases import DEAD
-from sqla_vitess_messages.transports.factory import own_engine
-from sqla_vitess_messages.transports.puller import Puller
+from sqla_vitess_messages.rows.states import DEAD
+from sqla_vitess_messages.transports.engines import dedicated_engine
+from sqla_vitess_messages.transports.leaser import ShardLeaser
+from sqla_vitess_messages.vitess.server import is_vitess
 from tests.backends import BACKENDS, enqueue
 
 MakeQueue = Callable[..., type[Any]]
@@ -23,7 +23,7 @@ SERVERS = [b for b in BACKENDS if b.name in ("sqlite", "mysql", "mariadb", "vite
 
 
 def fill(engine: Engine, model: type[Any]) -> None:
-    """Enqueue 200,000 messages: half acked, the others scheduled, a tenth of them dead."""
+    """Insert 200,000 messages: half are acked, the others are scheduled, a tenth of them dead."""
     now = clock.now()
     later = now + clock.to_nanoseconds(86_400)
     rows = [
@@ -47,8 +47,8 @@ def fill(engine: Engine, model: type[Any]) -> None:
 
 
 @pytest.fixture
-def puller_engine(url: str) -> Iterator[Engine]:
-    engine = own_engine(url)
+def leaser_engine(url: str) -> Iterator[Engine]:
+    engine = dedicated_engine(url)
     yield engine
     engine.dispose()
 
@@ -56,7 +56,7 @@ def puller_engine(url: str) -> Iterator[Engine]:
 def rows_read(connection: Connection) -> int:
     """Return how many index entries and rows this connection has read so far.
 
-    SQLite doesn't count, and vtgate has connections of its own.
+    It is 0 for SQLite, which doesn't count them, and for vtgate, which pools its connections.
     """
     if connection.dialect.name == "sqlite" or is_vitess(connection):
         return 0
@@ -75,40 +75,42 @@ def rows_read(connection: Connection) -> int:
     ids=lambda value: getattr(value, "name", value),
 )
 def test_pulling_and_settling_read_by_index_only_what_they_need(
-    engine: Engine, make_queue: MakeQueue, puller_engine: Engine, layout: str
+    engine: Engine, make_queue: MakeQueue, leaser_engine: Engine, layout: str
 ) -> None:
     queue = make_queue(ack_wait=60, layout=layout)
     fill(engine, queue)
     enqueue(engine, *(queue(priority=priority) for priority in (10, 50, 50, 90, 90, 90, 90)))
-    puller: Puller[Any] = Puller(queue, puller_engine)
+    leaser: ShardLeaser[Any] = ShardLeaser(queue, leaser_engine)
     sent: list[tuple[str, Any]] = []
 
-    @event.listens_for(puller_engine, "before_cursor_execute")
-    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+    @event.listens_for(leaser_engine, "before_cursor_execute")
+    def record(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
         sent.append((statement, parameters))
 
-    with puller_engine.connect() as connection:
+    with leaser_engine.connect() as connection:
         before = rows_read(connection)
     sent.clear()
-    assert puller.something_is_due()
-    messages = puller.take(10)
+    assert leaser.has_due_messages()
+    messages = leaser.lease(10)
     assert [message.priority for message in messages] == [10, 50, 50, 90, 90, 90, 90]
-    with puller_engine.begin() as connection:
+    with leaser_engine.begin() as connection:
         messages[0].ack(connection)
         queue.ack_all(connection, messages[1:3])
         queue.fail_all(connection, messages[3:5])
         assert queue.requeue(connection, messages[3:5]) == 2
-    puller.give_back(messages[5:])
+    leaser.release(messages[5:])
     statements = list(sent)
     assert len(statements) > 6
-    with puller_engine.connect() as connection:  # The pool's only one, so its counters are ours.
+    with (
+        leaser_engine.connect() as connection
+    ):  # The pool's only connection, which has sent all of the statements.
         assert rows_read(connection) - before < 200
         for statement, parameters in statements:
             _check_plan(connection, statement, parameters)
 
 
 def _check_plan(connection: Connection, statement: str, parameters: Any) -> None:
-    """Demand that a statement reaches its rows by an index, in order, and reads few."""
+    """Check that a statement finds its rows by an index, in order, and reads few of them."""
     by_id = " IN (" in statement
     if connection.dialect.name == "sqlite":
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()

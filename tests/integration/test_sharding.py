@@ -1,4 +1,4 @@
-"""Queues in a sharded keyspace: every statement goes to the shard that its message is in."""
+"""Queues in a sharded keyspace: every statement is routed to the shard of its message."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from sqla_vitess_messages import (
     InvalidArgument,
     InvalidQueue,
     MessageQueueError,
+    Pull,
     QueueOptions,
     Subscriber,
+    random_id,
 )
-from sqla_vitess_messages.enqueue import random_id
 from sqla_vitess_messages.transports.shards import choose_shards
-from sqla_vitess_messages.vschema import (
+from sqla_vitess_messages.vitess.vschema import (
     AddSequence,
     AddVindex,
     CreateVindex,
@@ -41,7 +42,7 @@ from sqla_vitess_messages.vschema import (
     alter_vschema,
     reserve_ids,
     vindexes_of,
-    wait_until_known,
+    wait_until_routable,
 )
 from tests.backends import enqueue, eventually, make_queue_class
 from tests.servers import server_url
@@ -64,7 +65,7 @@ def base() -> type[DeclarativeBase]:
 
 @pytest.fixture
 def queue(engine: Engine, base: type[DeclarativeBase]) -> Iterator[type[Any]]:
-    """A queue sharded by its users."""
+    """A queue that is sharded by user."""
     options = QueueOptions(ack_wait=5, poller_interval=0.2, shard_by="user_id", vindex="hash")
     attributes = {"user_id": mapped_column(BigInteger, nullable=False)}
     model = make_queue_class(options, base=base, attributes=attributes)
@@ -78,7 +79,7 @@ def queue(engine: Engine, base: type[DeclarativeBase]) -> Iterator[type[Any]]:
     base.metadata.create_all(engine)
     with engine.connect() as connection:
         alter_vschema(connection, AddVindex(User.__tablename__, ["id"], "hash"))
-        wait_until_known(connection, User.__table__)
+        wait_until_routable(connection, User.__table__)
     yield model
     base.metadata.drop_all(engine)
 
@@ -93,19 +94,19 @@ def explain(connection: Connection, statement: str, parameters: Any) -> str:
 
 
 def plans_of(engine: Engine, work: Callable[[Session], object]) -> list[str]:
-    """Return the variants of the plans by which vtgate runs what ``work`` sends."""
+    """Return the variants of vtgate's plans for the statements that ``work`` sends."""
     sent: list[tuple[str, Any]] = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+    def record(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         if not statement.startswith("SHOW"):
             sent.append((statement, parameters))
 
-    event.listen(engine, "before_cursor_execute", note)
+    event.listen(engine, "before_cursor_execute", record)
     try:
         with Session(engine) as session, session.begin():
             work(session)
     finally:
-        event.remove(engine, "before_cursor_execute", note)
+        event.remove(engine, "before_cursor_execute", record)
     with engine.connect() as connection:
         plans = [explain(connection, *statement) for statement in sent]
     return [found for plan in plans for found in re.findall(r'"Variant": "(\w+)"', plan)]
@@ -124,14 +125,14 @@ def received(engine: Engine, queue: type[Any], count: int) -> list[Any]:
     return messages
 
 
-def test_create_all_writes_the_vschema_and_drop_all_takes_it_back(
+def test_create_all_adds_to_the_vschema_and_drop_all_removes_from_it(
     engine: Engine, queue: type[Any], base: type[DeclarativeBase]
 ) -> None:
     table = queue.__table__
     with engine.connect() as connection:
         [vindex] = vindexes_of(connection, table)
         assert (vindex.name, vindex.type, vindex.columns) == ("hash", "hash", ("user_id",))
-    base.metadata.create_all(engine)  # Finds that everything is there.
+    base.metadata.create_all(engine)  # Everything exists already.
     base.metadata.drop_all(engine, [table])
     with engine.connect() as connection:
         assert vindexes_of(connection, table) == []
@@ -143,7 +144,7 @@ def test_a_message_is_inserted_in_the_shard_of_its_data(engine: Engine, queue: t
         user = queue.User(id=random_id())
         session.add_all([user, queue(user_id=user.id)])
 
-    # SINGLE lets no transaction span two shards.
+    # In the mode SINGLE no transaction may span two shards.
     single = create_engine(engine.url)
 
     @event.listens_for(single, "checkout")
@@ -167,7 +168,7 @@ def test_a_settlement_goes_to_one_shard(engine: Engine, queue: type[Any], action
     assert plans == ["EqualUnique"]
 
 
-@pytest.mark.parametrize("action", ["ack_all", "fail_all", "retry_all"])
+@pytest.mark.parametrize("action", ["ack_all", "fail_all", "retry_all", "extend_all"])
 def test_settlements_of_many_are_grouped_by_shard(
     engine: Engine, queue: type[Any], action: str
 ) -> None:
@@ -178,13 +179,14 @@ def test_settlements_of_many_are_grouped_by_shard(
     assert users_by_shard.keys() == {"sharded:-80", "sharded:80-"}
     statements: list[Any] = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+    def record(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         statements.append((statement, parameters))
 
-    event.listen(engine, "before_cursor_execute", note)
+    event.listen(engine, "before_cursor_execute", record)
     with Session(engine) as session, session.begin():
-        getattr(queue, action)(session, messages)
-    event.remove(engine, "before_cursor_execute", note)
+        arguments = (60,) if action == "extend_all" else ()
+        getattr(queue, action)(session, messages, *arguments)
+    event.remove(engine, "before_cursor_execute", record)
     updates = [(s, p) for s, p in statements if s.startswith("UPDATE")]
     assert len(updates) == 2
     with engine.connect() as connection:
@@ -194,11 +196,11 @@ def test_settlements_of_many_are_grouped_by_shard(
             assert users in list(users_by_shard.values())
 
 
-def test_a_subscriber_may_take_from_one_shard(engine: Engine, queue: type[Any]) -> None:
+def test_a_subscriber_may_receive_from_one_shard(engine: Engine, queue: type[Any]) -> None:
     enqueue(engine, *(queue(user_id=number) for number in range(60)))
     counts = []
     for shards in (["-80"], ["80-"]):
-        with Subscriber(queue, engine, shards=shards) as subscriber:
+        with Subscriber(queue, engine, transport=Pull(shards=shards)) as subscriber:
             got = list(iter(lambda s=subscriber: s.get(1), None))
             assert {m._lease.shard for m in got} == {f"sharded:{shards[0]}"}
             with Session(engine) as session, session.begin():
@@ -208,25 +210,23 @@ def test_a_subscriber_may_take_from_one_shard(engine: Engine, queue: type[Any]) 
     assert min(counts) > 10
 
 
-def test_a_stream_is_of_all_shards(engine: Engine, queue: type[Any]) -> None:
-    with pytest.raises(InvalidArgument, match="from all shards"):
-        Subscriber(queue, engine, shards=["80-"], transport="stream").open()
-    with pytest.raises(InvalidArgument, match=r"use shards=\['-80'\]"):
+def test_a_bind_of_one_shard_is_refused(engine: Engine, queue: type[Any]) -> None:
+    with pytest.raises(InvalidArgument, match=r"use transport=Pull\(shards=\['-80'\]\)"):
         Subscriber(queue, engine.url.set(database="sharded:80-"))
 
 
-def test_shards_that_there_are_none_of_are_refused(engine: Engine, queue: type[Any]) -> None:
+def test_shards_that_do_not_exist_are_refused(engine: Engine, queue: type[Any]) -> None:
     with pytest.raises(InvalidArgument, match=r"shards=\['0'\]: the keyspace has -80, 80-"):
-        Subscriber(queue, engine, shards=["0"]).open()
+        Subscriber(queue, engine, transport=Pull(shards=["0"])).open()
     main = create_engine(server_url("vtgate"))
     queue.__table__.create(main)
     with pytest.raises(InvalidArgument, match="has no shards"):
-        Subscriber(queue, main, shards=["-80"]).open()
+        Subscriber(queue, main, transport=Pull(shards=["-80"])).open()
     queue.__table__.drop(main)
     main.dispose()
     for wrong in ("-80", [""], []):
         with pytest.raises(MessageQueueError, match="shards="):
-            Subscriber(queue, engine, shards=wrong)
+            Pull(shards=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_ids_may_come_from_a_sequence_and_be_found_by_a_lookup_vindex(
         alter_vschema(connection, AddSequence(name))
         sequence = Table(name, queue.metadata, autoload_with=connection)
         queue.metadata.remove(sequence)
-        wait_until_known(connection, sequence)
+        wait_until_routable(connection, sequence)
         connection.execute(sequence.insert().values(id=0, next_id=1000, cache=100))
         connection.commit()
     params = {"table": f"main.{lookup}", "from": "id", "to": "keyspace_id"}
@@ -282,8 +282,8 @@ def test_ids_may_come_from_a_sequence_and_be_found_by_a_lookup_vindex(
     messages = [queue(id=id_, user_id=id_) for id_ in ids]
     enqueue(engine, *messages)
     with engine.connect() as connection:
-        looking = f"SELECT * FROM {table.name} WHERE id = 1003"  # noqa: S608
-        plan = explain(connection, looking, None)
+        query = f"SELECT * FROM {table.name} WHERE id = 1003"  # noqa: S608
+        plan = explain(connection, query, None)
         assert "VindexLookup" in plan
         assert "Scatter" not in plan
         assert connection.scalar(select(queue.user_id).where(queue.id == 1003)) == 1003
@@ -302,7 +302,7 @@ def test_ids_may_come_from_a_sequence_and_be_found_by_a_lookup_vindex(
     main.dispose()
 
 
-def test_what_cannot_decide_about_a_shard_is_refused() -> None:
+def test_columns_that_cannot_determine_a_shard_are_refused() -> None:
     def make(**columns: Any) -> Any:
         options = QueueOptions(shard_by=["user_id"], vindex="hash")
         return make_queue_class(options, attributes=columns)
@@ -313,7 +313,7 @@ def test_what_cannot_decide_about_a_shard_is_refused() -> None:
         make(user_id=mapped_column(BigInteger, nullable=True))
     with pytest.raises(InvalidArgument, match="give both"):
         QueueOptions(shard_by="user_id")
-    with pytest.raises(InvalidQueue, match="'epoch' can't decide"):
+    with pytest.raises(InvalidQueue, match="'epoch' can't determine"):
         make_queue_class(QueueOptions(shard_by="epoch", vindex="hash"))
 
 

@@ -23,11 +23,11 @@ from sqlalchemy import BigInteger, Column, Engine, Table, delete, event, insert,
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sqla_vitess_messages import AlreadySettled, LeaseLost, clock
-from sqla_vitess_messages.backoff import longest_backoff
-from sqla_vitess_messages.ddl import OPTIONS_KEY
-from sqla_vitess_messages.leases import DEAD
-from sqla_vitess_messages.transports.factory import own_engine
-from sqla_vitess_messages.transports.puller import Puller
+from sqla_vitess_messages.rows.backoff import longest_backoff
+from sqla_vitess_messages.rows.states import DEAD
+from sqla_vitess_messages.table.options import queue_options
+from sqla_vitess_messages.transports.engines import dedicated_engine
+from sqla_vitess_messages.transports.leaser import ShardLeaser
 from tests.backends import BACKENDS
 
 MakeQueue = Callable[..., type[Any]]
@@ -40,7 +40,7 @@ committed = st.booleans()
 
 @dataclass
 class Row:
-    """What the table should have."""
+    """The expected state of a row."""
 
     priority: int
     time_next: int
@@ -62,13 +62,13 @@ class Held:
 
 
 class Clock:
-    """The time of this process and of the database, moved by hand."""
+    """The time of this process and of the database, which the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000 * 10**9
 
-    def rule(self, engine: Engine) -> None:
-        """Let a MySQL session have this time; SQLite asks the process."""
+    def control(self, engine: Engine) -> None:
+        """Give MySQL sessions this time; for SQLite the time comes from the process."""
         if engine.dialect.name == "sqlite":
             return
 
@@ -85,12 +85,12 @@ class Queue(RuleBasedStateMachine):
     held = Bundle("held")
 
     def __init__(
-        self, clock: Clock, engine: Engine, model: type[Any], effects: Table, pullers: list[Any]
+        self, clock: Clock, engine: Engine, model: type[Any], effects: Table, leasers: list[Any]
     ) -> None:
         super().__init__()
         self.clock, self.engine, self.model, self.effects = clock, engine, model, effects
-        self.pullers = pullers
-        self.options = model.__table__.info[OPTIONS_KEY]
+        self.leasers = leasers
+        self.options = queue_options(model.__table__)
         self.rows: dict[int, Row] = {}
         self.done: list[int] = []
 
@@ -121,27 +121,27 @@ class Queue(RuleBasedStateMachine):
 
     @rule(target=held, who=st.integers(0, 1), limit=st.integers(1, 5))
     def receive(self, who: int, limit: int) -> Any:
-        puller = self.pullers[who]
-        puller._priorities_until = 0.0
+        leaser = self.leasers[who]
+        leaser._priorities_until = 0.0
         due = [r for r in self.rows.values() if not r.acked and r.time_next < self.clock.now]
         expected = sorted((row.priority, -row.time_next) for row in due)[:limit]
-        messages = puller.take(limit)
+        messages = leaser.lease(limit)
         got = [self.rows[message.id] for message in messages]
         assert [(row.priority, -row.time_next) for row in got] == expected
         for message, row in zip(messages, got, strict=True):
             assert message.epoch == row.epoch
             row.epoch += 1
-            self.note_time(message, row, self.options.ack_wait)
+            self.copy_time(message, row, self.options.ack_wait)
         return multiple(*(Held(message, message.epoch + 1) for message in messages))
 
     @rule(target=held, who=st.integers(0, 1))
-    def let_leases_run_out(self, who: int) -> Any:
+    def receive_after_leases_expired(self, who: int) -> Any:
         """As when a receiver hangs or crashes, and another gets its messages."""
         self.move_clock(70)
         return self.receive(who, 5)
 
-    def note_time(self, message: Any, row: Row, least: float) -> None:
-        """Take the time of the next delivery over: it has jitter, within limits."""
+    def copy_time(self, message: Any, row: Row, least: float) -> None:
+        """Copy the time of the next delivery from the table, after a check: it has jitter."""
         with self.engine.connect() as connection:
             table = self.model.__table__
             found = connection.scalar(select(table.c.time_next).where(table.c.id == message.id))
@@ -176,7 +176,7 @@ class Queue(RuleBasedStateMachine):
     def retry(self, held: Held, commit: bool, delay: float | None) -> None:
         def postponed(row: Row) -> None:
             if delay is None:
-                self.note_time(held.message, row, 0)
+                self.copy_time(held.message, row, 0)
             else:
                 row.time_next = self.clock.now + int(delay * 10**9)
 
@@ -228,7 +228,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        while self.pullers[0].purge():
+        while self.leasers[0].purge():
             pass
         with self.engine.connect() as connection:
             left = set(connection.scalars(select(self.model.id)))
@@ -278,25 +278,25 @@ class Queue(RuleBasedStateMachine):
 
 @pytest.fixture
 def moved(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Clock:
-    """The clock of everything in the test."""
+    """The clock of the process and of all engines in the test."""
     moved = Clock()
     monkeypatch.setattr(clock, "wall_clock", lambda: moved.now)
-    moved.rule(engine)
+    moved.control(engine)
     return moved
 
 
 @pytest.fixture
-def pullers(
+def leasers(
     make_queue: MakeQueue, url: str, moved: Clock
 ) -> Iterator[tuple[type[Any], Table, list[Any]]]:
-    """A queue, its effects, and what receives in two processes."""
+    """A queue, the table of its effects, and the leasers of two receiving processes."""
     base = type("Base", (DeclarativeBase,), {})
     effects = Table("effects", base.metadata, Column("message_id", BigInteger))
     model = make_queue(base=base, ack_wait=5, min_backoff=1, max_backoff=60, purge_after=HOUR / 2)
-    engines = [own_engine(url) for _ in range(2)]
+    engines = [dedicated_engine(url) for _ in range(2)]
     for engine in engines:
-        moved.rule(engine)
-    yield model, effects, [Puller(model, engine) for engine in engines]
+        moved.control(engine)
+    yield model, effects, [ShardLeaser(model, engine) for engine in engines]
     for engine in engines:
         engine.dispose()
 
@@ -304,10 +304,10 @@ def pullers(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", SERVERS, indirect=True, ids=lambda backend: backend.name)
 def test_any_history_agrees_with_the_model(
-    engine: Engine, moved: Clock, pullers: tuple[type[Any], Table, list[Any]]
+    engine: Engine, moved: Clock, leasers: tuple[type[Any], Table, list[Any]]
 ) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Queue(moved, engine, *pullers),
+        lambda: Queue(moved, engine, *leasers),
         settings=settings(
             max_examples=40,
             stateful_step_count=40,

@@ -1,4 +1,4 @@
-"""How a subscriber behaves: its types, its limits, its end."""
+"""The behaviour of a subscriber: column types, limits, opening and closing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,9 +42,15 @@ from sqlalchemy.pool import Pool
 
 from sqla_vitess_messages import QueueNotFound, QueueOptions, Subscriber, SubscriberClosed
 from sqla_vitess_messages.events import Delivered, Reconnected, Reconnecting, StreamSilent
-from sqla_vitess_messages.settler import Settler
-from sqla_vitess_messages.transports.factory import own_engine
-from sqla_vitess_messages.transports.puller import Puller
+from sqla_vitess_messages.receiving.batcher import (
+    Change,
+    PendingSettlement,
+    SettlementBatcher,
+    settle_together,
+)
+from sqla_vitess_messages.runtime import ThreadRuntime
+from sqla_vitess_messages.transports.engines import dedicated_engine
+from sqla_vitess_messages.transports.leaser import ShardLeaser
 from tests.backends import (
     BACKENDS,
     STREAMS,
@@ -116,7 +124,7 @@ def test_nothing_is_connected_before_open(url: str, queue: type[Any], backend: B
     connected: list[object] = []
 
     @event.listens_for(Pool, "connect")
-    def note(connection: object, _record: object) -> None:
+    def record(connection: object, _record: object) -> None:
         connected.append(connection)
 
     try:
@@ -127,7 +135,7 @@ def test_nothing_is_connected_before_open(url: str, queue: type[Any], backend: B
         with subscriber:
             assert connected
     finally:
-        event.remove(Pool, "connect", note)
+        event.remove(Pool, "connect", record)
     with pytest.raises(SubscriberClosed):
         subscriber.get(0)
 
@@ -157,7 +165,7 @@ def test_an_engine_is_copied_and_not_used(
         assert not connects
         with pytest.raises(DBAPIError), engine.connect() as connection:
             connection.execute(text("SELECT nonsense"))
-    # A stream has ways of its own to deal with its errors.
+    # A stream's own engines handle their errors themselves.
     (error,) = [error for error in errors if error.engine is engine]
     assert error.invalidate_pool_on_disconnect
     ack(engine, message)
@@ -183,7 +191,7 @@ def test_a_table_that_is_no_queue_is_a_clear_error_at_open(
         return str(raised.value)
 
     try:
-        # A vtgate learns of a new table a little later.
+        # vtgate learns of a new table asynchronously.
         eventually(lambda: "lacks the columns time_scheduled" in error())
     finally:
         plain.drop(engine, checkfirst=False)
@@ -193,7 +201,7 @@ def test_a_table_without_its_indexes_is_a_clear_error_at_open(
     engine: Engine, queue: type[Any], backend: Backend, subscribe: Subscribe
 ) -> None:
     if backend.server is None or backend.server == "sharded":
-        return  # SQLite has no FORCE INDEX; a sharded keyspace learns of the change late.
+        return  # SQLite has no FORCE INDEX, and a sharded keyspace learns of the change late.
     with engine.begin() as connection:
         connection.execute(text(f"DROP INDEX poller_idx ON {queue.__tablename__}"))
     with pytest.raises(QueueNotFound, match="lacks the indexes poller_idx"):
@@ -206,9 +214,9 @@ def test_max_concurrency_bounds_what_is_handed_out(
     queue = make_queue()
     enqueue(engine, *(queue() for _ in range(10)))
     subscriber = subscribe(queue, max_concurrency=3)
-    held = [subscriber.get(20) for _ in range(3)]
+    received = [subscriber.get(20) for _ in range(3)]
     assert subscriber.get(1.5) is None
-    ack(engine, held[0])
+    ack(engine, received[0])
     assert subscriber.get(20) is not None
     assert subscriber.get(0.3) is None
 
@@ -250,10 +258,10 @@ def test_what_waited_too_long_in_the_subscriber_is_not_handed_out(
     enqueue(engine, *(queue() for _ in range(5)))
     first = subscriber.get(20)
     eventually(lambda: row(engine, first).epoch == 1)
-    time.sleep(1.2)  # Longer than ack_wait: what is buffered has run out.
-    deadline = time.monotonic() + 20
+    time.sleep(1.2)  # Longer than ack_wait: the leases of the buffered messages have expired.
+    ends_at = time.monotonic() + 20
     seen = set()
-    while len(seen) < 5 and time.monotonic() < deadline:
+    while len(seen) < 5 and time.monotonic() < ends_at:
         message = subscriber.get(1)
         if message is not None:
             assert row(engine, message).epoch <= message.epoch + 1
@@ -289,10 +297,10 @@ def test_close_is_quick_in_an_idle_stream_and_leaves_nothing(
     for subscriber in idle:
         subscriber.close()
     assert time.monotonic() - started < 4
-    # What grpc.aio polls with is one for the process, and stays.
+    # grpc.aio has one polling thread for the whole process, which stays.
     left = {thread for thread in threading.enumerate() if "_poll_wrapper" not in thread.name}
     assert left <= before
-    # A dead subscriber would take its share, and keep it for ack_wait.
+    # A stream that the server still considers open would get its share, and keep it for ack_wait.
     last = subscribe(queue)
     enqueue(engine, *(queue() for _ in range(60)))
     got: set[int] = set()
@@ -370,11 +378,11 @@ def test_a_commit_in_the_same_process_wakes_a_pull(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, backend: Backend
 ) -> None:
     if backend.transport in STREAMS or backend.driver is not None:
-        return  # The server tells; for asyncio see test_asyncio.py.
+        return  # A stream is pushed to; for asyncio see test_asyncio.py.
     queue = make_queue()
     subscriber = subscribe(queue)
-    subscriber._transport.pause = 600  # It would look again in ten minutes.
-    eventually(lambda: subscriber._transport._wake.is_set() is False)
+    subscriber._loop._transport.pause = 600  # Otherwise it would poll again in ten minutes.
+    eventually(lambda: not subscriber._loop._poll_now)
     time.sleep(0.3)
     enqueue(engine, queue(body="woke it"))
     assert subscriber.get(10).body == "woke it"
@@ -389,7 +397,7 @@ def test_a_silent_stream_is_noticed_and_pulled_from_until_it_speaks(
 ) -> None:
     caplog.set_level(logging.INFO)
     events: list[Any] = []
-    # Only the tablet's poller sees what becomes due, and this one looks once an hour.
+    # Only the tablet's poller finds messages that become due, and here it polls once an hour.
     queue = make_queue(poller_interval=3600)
     subscriber = subscribe(queue, on_event=events.append)
 
@@ -400,8 +408,8 @@ def test_a_silent_stream_is_noticed_and_pulled_from_until_it_speaks(
 
     eventually(lambda: arrives_in(1, "the stream brings none"), within=60)
     eventually(lambda: arrives_in(0, "the stream brings messages again"))
-    told = [type(e) for e in events if isinstance(e, (StreamSilent, Reconnected))]
-    assert told == [StreamSilent, Reconnected]
+    emitted = [type(e) for e in events if isinstance(e, (StreamSilent, Reconnected))]
+    assert emitted == [StreamSilent, Reconnected]
 
 
 @pytest.mark.parametrize("backend", STREAMING[:1], indirect=True, ids=lambda backend: backend.name)
@@ -411,18 +419,20 @@ def test_an_error_that_sqlalchemy_does_not_wrap_ends_no_subscriber(
     events: list[Any] = []
     subscriber = subscribe(queue, on_event=events.append)
 
-    @event.listens_for(subscriber._transport._engine, "set_connection_execution_options", once=True)
+    @event.listens_for(
+        subscriber._loop._transport._engine, "set_connection_execution_options", once=True
+    )
     def lose(_connection: object, _options: object) -> None:
-        raise OperationalError(2013, "Lost connection")  # As when the server dies just now.
+        raise OperationalError(2013, "Lost connection")  # As when the server has just died.
 
     eventually(lambda: "trying again" in caplog.text)
     enqueue(engine, queue(body="after it"))
     assert subscriber.get(20).body == "after it"
-    told = [Reconnecting, Reconnected]
-    eventually(lambda: [type(e) for e in events if not isinstance(e, Delivered)] == told)
+    expected = [Reconnecting, Reconnected]
+    eventually(lambda: [type(e) for e in events if not isinstance(e, Delivered)] == expected)
 
 
-@pytest.mark.parametrize("work", ["give back", "ack"])
+@pytest.mark.parametrize("action", ["release", "ack"])
 @pytest.mark.parametrize(
     "backend",
     [backend for backend in BACKENDS if backend.name in ("mysql", "mariadb", "vitess")],
@@ -430,38 +440,41 @@ def test_an_error_that_sqlalchemy_does_not_wrap_ends_no_subscriber(
     ids=lambda backend: backend.name,
 )
 def test_what_a_subscriber_writes_outlives_a_deadlock(
-    engine: Engine, queue: type[Any], work: str
+    engine: Engine, queue: type[Any], action: str
 ) -> None:
     enqueue(engine, *(queue() for _ in range(20)))
-    leasing = own_engine(engine)
-    puller: Puller[Any] = Puller(queue, leasing)
-    settler: Settler[Any] = Settler(queue, leasing)
-    first, *others = sorted(puller.take(20), key=lambda message: message.id)
+    dedicated = dedicated_engine(engine)
+    leaser: ShardLeaser[Any] = ShardLeaser(queue, dedicated)
+    commit = partial(settle_together, queue, dedicated)
+    batcher = SettlementBatcher(commit, ThreadRuntime())
+    first, *others = sorted(leaser.lease(20), key=lambda message: message.id)
     last = others.pop()
     columns = queue.__table__.c
 
     def write() -> None:
-        if work == "give back":
-            puller.give_back([first, last])
+        if action == "release":
+            leaser.release([first, last])
         else:
-            settler.ack(first)
-            settler.ack(last).result(20)
+            done: Future[None] = Future()
+            batcher.add(PendingSettlement(first, Change("ack"), Future()))
+            batcher.add(PendingSettlement(last, Change("ack"), done))
+            done.result(20)
 
     with engine.connect() as connection:
-        # The one who wrote less is chosen to end the deadlock.
+        # MySQL ends a deadlock by rolling back the transaction that has changed fewer rows.
         ids = [message.id for message in others]
         connection.execute(update(queue).where(columns.id.in_(ids)).values(priority=1))
         lock = select(columns.id).with_for_update()
         connection.execute(lock.where(columns.id == last.id))
         writing = threading.Thread(target=write)
         writing.start()
-        time.sleep(0.5)  # Until it has the first message, and waits for the last.
+        time.sleep(0.5)  # By then it has locked the first message, and waits for the last.
         connection.execute(lock.where(columns.id == first.id))
         connection.commit()
     writing.join(20)
     assert not writing.is_alive()
     with engine.connect() as connection:
         stats = queue.stats(connection)
-    assert (stats.ready, stats.acked) == ((2, 0) if work == "give back" else (0, 2))
-    settler.close()
-    leasing.dispose()
+    assert (stats.ready, stats.acked) == ((2, 0) if action == "release" else (0, 2))
+    batcher.close()
+    dedicated.dispose()

@@ -1,9 +1,9 @@
-"""The helpers for users' own tests, used as they would."""
+"""The helpers for users' own tests, used as in such tests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,13 +11,7 @@ from sqlalchemy import Engine, MetaData, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_vitess_messages import Discard, QueueOptions, Retry, RetryPolicy, testing
-from sqla_vitess_messages.testing import (
-    Clock,
-    assert_enqueued,
-    drain,
-    enqueued,
-    travelling_clock,
-)
+from sqla_vitess_messages.testing import Clock, assert_enqueued, drain, enqueued, travelling_clock
 from tests.backends import make_queue_class
 
 Sessions = Callable[[MetaData], sessionmaker[Session]]
@@ -129,7 +123,7 @@ def test_drain_notices_that_it_never_ends(
 def test_the_clock_goes_to_a_time_and_comes_back(
     queue: type[Any], sessions: sessionmaker[Session]
 ) -> None:
-    at = datetime(2031, 5, 1, 12, tzinfo=timezone.utc)
+    at = datetime(2031, 5, 1, 12, tzinfo=UTC)
     with sessions.begin() as session:
         session.add(queue(deliver_at=at))
     with travelling_clock() as clock:

@@ -1,4 +1,4 @@
-"""Handlers run by a worker: their effect and their ack are one transaction."""
+"""Handlers that a worker runs: their effect and the ack are one transaction."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sqla_vitess_messages import (
     RetryPolicy,
     Subscriber,
     Worker,
+    random_id,
 )
-from sqla_vitess_messages.enqueue import random_id
 from tests.backends import BACKENDS, STREAMS, Backend, enqueue, eventually, make_queue_class
-from tests.opponent import FIRST, SECOND, Opponent
+from tests.deadlock_partner import FIRST, SECOND, DeadlockPartner
 
 pytestmark = pytest.mark.parametrize(
     "backend",
@@ -34,11 +34,11 @@ pytestmark = pytest.mark.parametrize(
     indirect=True,
     ids=lambda backend: backend.name,
 )
-QUICK = RetryPolicy(max_attempts=3, first_delay=0.01, longest_delay=0.02)
+QUICK = RetryPolicy(max_attempts=3, min_delay=0.01, max_delay=0.02)
 
 
 class Bench:
-    """A queue, a table of effects, and workers that are stopped at the end."""
+    """A queue, a table of effects, and workers, which are stopped at the end of the test."""
 
     def __init__(
         self, engine: Engine, url: str, backend: Backend, make_queue: Callable[..., type[Any]]
@@ -141,15 +141,15 @@ def test_a_message_dies_with_its_reason_when_its_attempts_are_used_up(bench: Ben
 
 def test_a_deadlock_is_no_failed_attempt(bench: Bench) -> None:
     if bench.backend.server is None:
-        return  # SQLite has one writer at a time.
+        return  # SQLite allows one writer at a time.
     epochs: list[int] = []
-    with Opponent(bench.engine, bench.Effect) as opponent:
+    with DeadlockPartner(bench.engine, bench.Effect) as partner:
 
         def lock_both(message: Any, session: Session) -> None:
             epochs.append(message.epoch)
-            session.execute(opponent.lock(FIRST))
-            opponent.want_first()
-            session.execute(opponent.lock(SECOND))
+            session.execute(partner.lock(FIRST))
+            partner.request_first()
+            session.execute(partner.lock(SECOND))
 
         bench.enqueue("again")
         bench.worker(lock_both, concurrency=1, retry=RetryPolicy(max_attempts=1))
@@ -168,11 +168,11 @@ def test_rules_discard_and_retry_decide(bench: Bench) -> None:
         if message.body == "rule":
             raise UnicodeError("a ValueError, so dead at once")
         if message.body == "exit":
-            raise SystemExit(3)  # Must not end the thread.
+            raise SystemExit(3)  # It must not end the thread.
         if message.body == "retry" and message.epoch == 0:
             raise Retry(delay=0.5)
 
-    policy = RetryPolicy(max_attempts=2, first_delay=0.01, rules={ValueError: None})
+    policy = RetryPolicy(max_attempts=2, min_delay=0.01, rules={ValueError: None})
     bench.worker(handle, retry=policy, concurrency=1)
     bench.enqueue("discard", "rule", "exit", "retry", "fine")
     bench.settled(2, dead=3)
@@ -199,36 +199,35 @@ def test_a_message_that_nobody_lived_to_settle_dies_unhandled(bench: Bench) -> N
 def test_a_long_handler_keeps_its_lease(bench: Bench) -> None:
     handled: list[int] = []
 
-    def work_long(message: Any, session: Session) -> None:
+    def handle_slowly(message: Any, session: Session) -> None:
         handled.append(message.epoch)
         time.sleep(7)  # A lease lasts 2 s, and its backoff adds 0.3 at most.
         bench.apply(message, session)
 
     bench.enqueue("long")
-    bench.worker(work_long)
-    bench.worker(work_long)
+    bench.worker(handle_slowly)
+    bench.worker(handle_slowly)
     bench.settled(1)
     assert handled == [0]
 
 
 def test_a_lost_lease_keeps_the_transaction_from_committing(bench: Bench) -> None:
-    begun, lost = threading.Event(), threading.Event()
+    started, lost = threading.Event(), threading.Event()
 
     def work(message: Any, session: Session) -> None:
         bench.apply(message, session)
-        begun.set()
+        started.set()
         lost.wait(20)
 
     bench.enqueue("stolen")
     worker = bench.worker(work, concurrency=1)
-    assert begun.wait(20)
+    assert started.wait(20)
     with bench.sessions.begin() as session:
-        session.scalars(select(bench.queue)).one().epoch += 1  # As the next delivery would.
-    heartbeat = worker._heartbeat
-    assert heartbeat is not None
-    eventually(lambda: heartbeat._lost)
+        session.scalars(select(bench.queue)).one().epoch += 1  # As the next delivery does.
+    renewals = worker._renewals
+    eventually(lambda: renewals._lost)
     lost.set()
-    eventually(lambda: not heartbeat._watched)
+    eventually(lambda: not renewals._watched)
     assert bench.effects() == Counter()
     assert bench.stats().acked == 0
 
@@ -248,7 +247,8 @@ def test_a_handler_that_hangs_does_not_stop_the_others(bench: Bench) -> None:
     try:
         bench.settled(30)
         assert hangs.wait(20)
-        assert threading.active_count() - before <= 2 + 6  # Handlers, and the subscriber's own.
+        # Two threads for handlers, and the subscriber's own.
+        assert threading.active_count() - before <= 2 + 6
         started = time.monotonic()
         assert worker.stop() is False
         assert time.monotonic() - started < 5
@@ -257,21 +257,21 @@ def test_a_handler_that_hangs_does_not_stop_the_others(bench: Bench) -> None:
 
 
 def test_stopping_finishes_what_runs_and_gives_back_the_rest(bench: Bench) -> None:
-    begun = threading.Event()
+    started = threading.Event()
 
     def work(message: Any, session: Session) -> None:
-        begun.set()
+        started.set()
         time.sleep(0.3)
         bench.apply(message, session)
 
     bench.enqueue(*(str(number) for number in range(50)))
     worker = bench.worker(work, concurrency=3)
-    assert begun.wait(20)
+    assert started.wait(20)
     assert worker.stop() is True
     stats = bench.stats()
     assert 0 < stats.acked <= 6
     assert sum(bench.effects().values()) == stats.acked
-    # A stream may have more on the way than it was asked for.
+    # A stream may have more messages in transit than the subscriber has free slots.
     assert stats.ready == 50 - stats.acked or bench.backend.transport in STREAMS
 
 
@@ -327,6 +327,40 @@ def test_an_error_of_the_subscriber_ends_run(bench: Bench, url: str) -> None:
     worker = Worker(Subscriber(missing, url), bench.apply, bench.sessions)
     with pytest.raises(QueueNotFound):
         worker.run()
+
+
+def stop_by_a_fault(subscriber: Any) -> None:
+    """Make a subscriber fail with an error that no new connection can mend."""
+
+    def poll(_limit: int) -> None:
+        raise LookupError("a fault")
+
+    subscriber._loop._transport.poll = poll
+    with pytest.raises(LookupError):
+        subscriber.get(20)
+
+
+def test_leaving_a_worker_raises_the_error_that_stopped_it(bench: Bench) -> None:
+    subscriber = Subscriber(bench.queue, bench.url, **bench.backend.options)
+    with (
+        pytest.raises(LookupError, match="a fault"),
+        Worker(subscriber, bench.apply, bench.sessions),
+    ):
+        stop_by_a_fault(subscriber)
+    assert not subscriber.is_open
+
+
+def test_an_error_raised_in_the_block_of_a_worker_takes_precedence(bench: Bench) -> None:
+    subscriber = Subscriber(bench.queue, bench.url, **bench.backend.options)
+
+    def work() -> None:
+        with Worker(subscriber, bench.apply, bench.sessions):
+            stop_by_a_fault(subscriber)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert not subscriber.is_open
 
 
 def test_run_ends_when_asked_to(bench: Bench) -> None:

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import BigInteger, Engine, String, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqla_vitess_messages.enqueue import random_id
+from sqla_vitess_messages import random_id
 from tests.backends import BACKENDS, enqueue, eventually
 
 pytestmark = pytest.mark.parametrize(
@@ -29,8 +29,7 @@ MODULE = """
 import os, time
 from sqlalchemy import BigInteger, String, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
-from sqla_vitess_messages import MessageQueueMixin, QueueOptions, Subscriber, Worker
-from sqla_vitess_messages.enqueue import random_id
+from sqla_vitess_messages import MessageQueueMixin, QueueOptions, Subscriber, Worker, random_id
 
 class Base(DeclarativeBase):
     pass
@@ -89,7 +88,7 @@ class Shell:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "sqla_vitess_messages", "worker", *arguments]
         with self.log.open("a") as log:
-            # A session of its own, so that its children can be found and ended at the end.
+            # A process group of its own, so that no signal of the test run reaches its children.
             running = subprocess.Popen(
                 command, cwd=self.folder, stdout=log, stderr=log, text=True, start_new_session=True
             )
@@ -123,7 +122,7 @@ def shell(
     shell.close()
 
 
-def test_a_signal_lets_it_finish_and_give_back(shell: Shell) -> None:
+def test_a_signal_lets_it_finish_and_release_the_rest(shell: Shell) -> None:
     shell.enqueue(*["slow"] * 10)
     running = shell.start("tasks:worker", "--concurrency", "3")
     eventually(lambda: shell.stats().leased == 10, within=30)
@@ -137,7 +136,7 @@ def test_a_signal_lets_it_finish_and_give_back(shell: Shell) -> None:
 def test_a_second_signal_ends_it_at_once(shell: Shell) -> None:
     shell.write(seconds=60)
     shell.enqueue("slow", "slow", "slow")
-    running = shell.start("tasks:make")  # A function that makes one will do.
+    running = shell.start("tasks:make")  # A function that returns a worker.
     eventually(lambda: shell.stats().leased == 3, within=30)
     running.send_signal(signal.SIGINT)
     time.sleep(0.5)
@@ -154,7 +153,7 @@ def test_processes_that_die_are_replaced_and_all_end_together(shell: Shell) -> N
     by = eventually(lambda: {int(body.split()[-1]) for body in shell.effects()}, within=40)
     os.kill(min(by), signal.SIGKILL)
     eventually(lambda: "starting another" in shell.log.read_text(), within=20)
-    # What the dead one had comes back, and others are handled meanwhile.
+    # The messages of the dead process are redelivered, and others are handled meanwhile.
     shell.enqueue(*(f"quick {number}" for number in range(20)))
     eventually(lambda: shell.stats().acked == 24, within=60)
     assert len(shell.effects()) == 24
@@ -165,14 +164,14 @@ def test_processes_that_die_are_replaced_and_all_end_together(shell: Shell) -> N
             os.kill(pid, 0)
 
 
-def test_code_is_loaded_anew_when_it_changes(shell: Shell) -> None:
+def test_the_worker_restarts_when_code_changes(shell: Shell) -> None:
     running = shell.start("tasks:worker", "--reload")
     shell.enqueue("first")
     eventually(lambda: len(shell.effects()) == 1, within=30)
     more = "\ndef handle(message, session):\n    session.add(Effect(body='changed'))\n"
     shell.write(1, f"{more}\nworker = make()\n")
     eventually(lambda: shell.log.read_text().count("working") == 2, within=30)
-    assert "starting anew" in shell.log.read_text()
+    assert "files changed, restarting" in shell.log.read_text()
     shell.enqueue("second")
     eventually(lambda: "changed" in shell.effects(), within=30)
     running.send_signal(signal.SIGTERM)
@@ -180,7 +179,7 @@ def test_code_is_loaded_anew_when_it_changes(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         ("tasks", "expected package.module:name"),
         ("nothing:worker", "no module 'nothing'"),
@@ -189,9 +188,9 @@ def test_code_is_loaded_anew_when_it_changes(shell: Shell) -> None:
         ("tasks:worker --processes 2 --reload", "leave out --processes"),
     ],
 )
-def test_mistakes_are_told(shell: Shell, target: str, said: str) -> None:
+def test_mistakes_are_reported(shell: Shell, target: str, message: str) -> None:
     if shell.engine.dialect.name != "sqlite":
-        return  # They have nothing to do with the database.
+        return  # Mistakes have nothing to do with the database.
     running = shell.start(*target.split())
     assert running.wait(30) in (1, 2)
-    assert said in shell.log.read_text()
+    assert message in shell.log.read_text()

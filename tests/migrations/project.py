@@ -1,4 +1,4 @@
-"""A project with models and migrations, in a folder of its own, and Alembic's commands in it."""
+"""A project with models and migrations in a folder of its own, in which Alembic's commands run."""
 
 from __future__ import annotations
 
@@ -38,20 +38,21 @@ context.configure(
 
 
 class CommandFailed(Exception):
-    """An alembic command ended with an error, which is the text."""
+    """An alembic command failed; the text is what it printed."""
 
 
 class Project:
-    """What a user of Alembic has: ``alembic.ini``, ``env.py``, models, and a database.
+    """A user's project: ``alembic.ini``, ``env.py``, models, and a database.
 
-    :param version_table_schema: where Alembic keeps its version, if not in the database itself.
+    :param folder: is created.
+    :param version_table_schema: the schema of Alembic's version table; default: the database's own.
     """
 
     def __init__(self, folder: Path, url: str, version_table_schema: str | None = None) -> None:
         self.folder = folder
         self.url = url
         self.name = f"m{secrets.token_hex(5)}"
-        """What the names of this project's tables begin with; the database may have others."""
+        """The prefix of the names of this project's tables; the database may contain others."""
         self.engine: Engine = create_engine(url)
         folder.mkdir(exist_ok=True)
         with _chdir(folder):
@@ -63,7 +64,7 @@ class Project:
         text = env.read_text().replace(
             "target_metadata = None", "import models\ntarget_metadata = models.Base.metadata"
         )
-        # The logging that other tests in this process look at goes on.
+        # Other tests in this process check what is logged.
         text = text.replace("fileConfig(", "fileConfig(disable_existing_loggers=False, fname=")
         if not url.startswith("sqlite"):
             settings = _SHARED_DATABASE.format(name=self.name, schema=version_table_schema)
@@ -71,14 +72,17 @@ class Project:
         env.write_text(text)
 
     def write_models(self, source: str) -> ModuleType:
-        """Replace the models. ``{name}`` stands for what tables' names begin with."""
+        """Replace the models. ``{name}`` stands for the prefix of the tables' names."""
         (self.folder / "models.py").write_text(_MODELS + source.replace("{name}", self.name))
         sys.modules.pop("models", None)
         with _chdir(self.folder):
             return importlib.import_module("models")
 
     def alembic(self, *arguments: str) -> str:
-        """Run an alembic command, and return what it printed."""
+        """Run an alembic command, and return its output.
+
+        :raises CommandFailed: when it ends with an error.
+        """
         printed = io.StringIO()
         sys.modules.pop("models", None)
         with contextlib.redirect_stdout(printed), _chdir(self.folder):
@@ -93,14 +97,14 @@ class Project:
         try:
             alembic.config.main(argv=[*arguments])
         except OperationalError as error:
-            # While others change the vschema, vtgate may forget a table for a moment.
+            # During a change of the vschema, vtgate may not know a table for a moment.
             if "not found" not in str(error.orig):
                 raise
             time.sleep(1)
             alembic.config.main(argv=[*arguments])
 
     def revision(self) -> str:
-        """Autogenerate a revision, and return the code of its functions without comments."""
+        """Autogenerate a revision, and return the source of its functions without comments."""
         before = set(self._scripts())
         self.alembic("revision", "--autogenerate", "-m", f"step {len(before)}")
         [script] = set(self._scripts()) - before
@@ -109,19 +113,19 @@ class Project:
         return re.sub(r'( *"""[^\n]*"""\n)|( *#[^\n]*\n)', "", body)
 
     def edit_last(self, change: Callable[[str], str]) -> None:
-        """Change the newest script, as its author may."""
+        """Edit the newest script, as its author may."""
         script = max(self._scripts(), key=lambda path: path.stat().st_mtime_ns)
         script.write_text(change(script.read_text()))
 
     def heads(self) -> list[str]:
-        """Return the revisions, the newest first."""
+        """Return the ids of the revisions, the newest first."""
         script = ScriptDirectory(str(self.folder / "migrations"))
         return [revision.revision for revision in script.walk_revisions()]
 
     def run_sql(self, sql: str) -> None:
-        """Run what ``--sql`` printed.
+        """Run the statements that ``--sql`` printed.
 
-        :param sql: what creates Alembic's own table may stand there again.
+        :param sql: may create Alembic's version table again, which is dropped first.
         """
         if "CREATE TABLE" in sql and "_version" in sql:
             with self.engine.begin() as connection:
@@ -135,7 +139,7 @@ class Project:
             connection.commit()
 
     def is_up_to_date(self) -> bool:
-        """Say whether the models and the database are the same, as ``alembic check`` sees it."""
+        """Return whether ``alembic check`` finds the models and the database to be the same."""
         try:
             self.alembic("check")
         except CommandFailed as error:
@@ -149,7 +153,7 @@ class Project:
         return list((self.folder / "migrations" / "versions").glob("*.py"))
 
     def close(self) -> None:
-        """Drop what is left of the project's tables."""
+        """Drop the project's remaining tables."""
         names = [n for n in inspect(self.engine).get_table_names() if n.startswith(self.name)]
         metadata = MetaData()
         metadata.reflect(self.engine, only=names)
@@ -163,7 +167,7 @@ def _chdir(folder: Path) -> Iterator[None]:
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
-    sys.path_importer_cache.pop(".", None)  # Alembic's own path, of the folder before.
+    sys.path_importer_cache.pop(".", None)  # Alembic's own entry, of the previous folder.
     sys.dont_write_bytecode = True  # The next models.py may have the same time and size.
     try:
         yield

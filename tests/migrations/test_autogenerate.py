@@ -1,4 +1,4 @@
-"""Alembic's commands on queues: what autogenerate writes, and what it does to the database."""
+"""Alembic's commands on queues: the scripts of autogenerate, and their effect on a database."""
 
 from __future__ import annotations
 

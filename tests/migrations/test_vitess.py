@@ -1,4 +1,4 @@
-"""What only Vitess has, in migrations: the vschema, sequences, online DDL."""
+"""Features of Vitess in migrations: the vschema, sequences, online DDL."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
 
 from sqla_vitess_messages import InvalidQueue, Subscriber
-from sqla_vitess_messages.vschema import reserve_ids, vindexes_of, wait_until_known
+from sqla_vitess_messages.vitess.vschema import reserve_ids, vindexes_of, wait_until_routable
 from tests.backends import enqueue, eventually
 from tests.migrations.project import CommandFailed, Project
 from tests.migrations.test_autogenerate import CLASSIC, PORTABLE, WELCOME
 from tests.servers import server_url
-from tools.vitess import Dev
+from tools.vitess import VtCombo
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_queue_that_the_vschema_does_not_know_gets_its_vindex(project: Project
                                                   'vindex="hash"'))  # fmt: skip
     with project.engine.connect() as connection:
         assert vindexes_of(connection, models.Welcome.__table__) == []
-    # vtgate hears of such a table from the tablets, after a second.
+    # vtgate learns of such a table from the tablets, after a second.
     eventually(lambda: inspect(project.engine).has_table(name))
     script = project.revision()
     assert f"op.add_vindex('{name}', ['user_id'], 'hash')" in script
@@ -145,7 +145,7 @@ def test_another_vindex_than_the_tables_is_refused(project: Project) -> None:
 
 @pytest.mark.parametrize("project", ["vtgate"], indirect=True)
 def test_a_column_is_added_under_a_running_stream(project: Project) -> None:
-    """Subscribers of the old code go on, as they do while a new release is rolled out."""
+    """Subscribers that run the old code continue, as they must while a release is rolled out."""
     models = project.write_models(WELCOME)
     project.revision()
     project.alembic("upgrade", "head")
@@ -158,7 +158,7 @@ def test_a_column_is_added_under_a_running_stream(project: Project) -> None:
             session.add(models.Welcome(user_id=1, address=address))
 
     def receive(address: str) -> None:
-        # On a busy machine a message can be pulled as overlooked and streamed as well.
+        # On a busy machine a message can be both streamed, and pulled as one that the stream lost.
         while (message := subscriber.get(20)).address != address:
             assert message.address in received
         subscriber.ack(message).result(20)
@@ -223,9 +223,11 @@ def _migrations(project: Project) -> list[Any]:
     return [row for row in rows if row["mysql_table"] == f"{project.name}_welcome"]
 
 
-def test_a_classic_queue_on_a_new_vitess_is_mended(apart: Dev, tmp_path: Path) -> None:
-    """It has stopped the schema reloading of its tablet, until the migration."""
-    project = Project(tmp_path / "project", apart.url())
+def test_a_classic_queue_on_a_new_vitess_is_mended(
+    isolated_vitess: VtCombo, tmp_path: Path
+) -> None:
+    """Such a queue stops schema reloading on its tablet; the migration ends that."""
+    project = Project(tmp_path / "project", isolated_vitess.url())
     models = project.write_models("")
     project.revision()
     project.alembic("upgrade", "head")
@@ -239,7 +241,7 @@ def test_a_classic_queue_on_a_new_vitess_is_mended(apart: Dev, tmp_path: Path) -
     assert project.is_up_to_date()
     models = project.write_models(PORTABLE)
     with project.engine.connect() as connection:
-        wait_until_known(connection, models.Job.__table__)
+        wait_until_routable(connection, models.Job.__table__)
     enqueue(project.engine, models.Job(body="delivered"))
     with Subscriber(models.Job, project.url) as subscriber:
         assert subscriber.get(20).body == "delivered"

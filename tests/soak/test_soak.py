@@ -1,7 +1,4 @@
-"""Twenty workers and random failures, for as long as SOAK_MINUTES says (10).
-
-make soak
-"""
+"""Twenty workers and random failures for SOAK_MINUTES (by default 10); run by ``make soak``."""
 
 from __future__ import annotations
 
@@ -20,8 +17,15 @@ import pytest
 from sqlalchemy import BigInteger, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from sqla_vitess_messages import Discard, QueueOptions, Retry, RetryPolicy, Subscriber, Worker
-from sqla_vitess_messages.enqueue import random_id
+from sqla_vitess_messages import (
+    Discard,
+    QueueOptions,
+    Retry,
+    RetryPolicy,
+    Subscriber,
+    Worker,
+    random_id,
+)
 from tests.backends import eventually, make_queue_class
 from tests.servers import server_url
 
@@ -32,7 +36,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(MINUTES * 60 + 300)]
 
 
 def resident_megabytes() -> float:
-    """Return what is in use, without what malloc keeps free in the arenas of a hundred threads."""
+    """Return the memory in use, without the free memory in malloc's arenas of 100 threads."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -44,7 +48,7 @@ def open_files() -> int:
 
 
 def all_rows(session: Session, table: Any) -> Iterator[Any]:
-    """Read a whole table in parts, as Vitess refuses to send more than 10,000 rows."""
+    """Read a whole table in chunks, because Vitess refuses to send more than 10,000 rows."""
     last = 0
     while rows := session.execute(
         select(table).where(table.c.id > last).order_by(table.c.id).limit(5000)
@@ -54,9 +58,9 @@ def all_rows(session: Session, table: Any) -> Iterator[Any]:
 
 
 def produce(queue: type[Any], sessions: sessionmaker[Session]) -> tuple[set[int], float, int]:
-    """Enqueue for as long as it takes.
+    """Enqueue for the duration of the test.
 
-    :return: the ids, the megabytes half-way, and the most threads.
+    :return: the ids, the memory in megabytes half-way, and the largest number of threads.
     """
     enqueued: set[int] = set()
     started, first, most_threads = time.monotonic(), 0.0, 0
@@ -67,7 +71,7 @@ def produce(queue: type[Any], sessions: sessionmaker[Session]) -> tuple[set[int]
             session.add_all(messages)
         enqueued.update(ids)
         most_threads = max(most_threads, threading.active_count())
-        # A hundred threads need minutes until each has touched its stack and its part of the heap.
+        # It takes minutes until each of a hundred threads has used its stack and its heap arena.
         if not first and elapsed > MINUTES * 30:
             first = resident_megabytes()
         time.sleep(10 / PER_SECOND)
@@ -76,7 +80,7 @@ def produce(queue: type[Any], sessions: sessionmaker[Session]) -> tuple[set[int]
 
 @pytest.fixture(autouse=True)
 def _keep_no_logs() -> Iterator[None]:
-    """Pytest would keep each failed handler's traceback, and so its frames."""
+    """Disable logging: pytest would keep each failed handler's traceback, and so its frames."""
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
@@ -110,7 +114,7 @@ def test_everything_is_settled_and_nothing_is_left(server: str) -> None:
         if chance < 0.10:
             time.sleep(random.uniform(2, 5))  # Longer than a lease.
         elif chance < 0.12:
-            # Not the pool's business: the connection is gone before the commit.
+            # The connection is lost before the commit, without the pool's knowledge.
             session.connection().connection.driver_connection._force_close()  # type: ignore[union-attr]
 
     engine = create_engine(url, pool_size=60, pool_pre_ping=True)
@@ -119,7 +123,7 @@ def test_everything_is_settled_and_nothing_is_left(server: str) -> None:
     with sessions() as session:
         session.scalars(select(queue.id)).all()
     threads, files = threading.active_count(), open_files()
-    policy = RetryPolicy(max_attempts=50, first_delay=0.05, longest_delay=1)
+    policy = RetryPolicy(max_attempts=50, min_delay=0.05, max_delay=1)
     workers = [
         Worker(Subscriber(queue, url, max_concurrency=20), handle, sessions, concurrency=2,
                retry=policy)

@@ -1,10 +1,10 @@
-"""Enqueueing: the same values by every way in, in one INSERT."""
+"""Enqueueing: every kind of insert fills the same columns, in one INSERT."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -133,12 +133,12 @@ def test_deliver_at_is_the_given_moment(queue: type[Any]) -> None:
     [
         ({"deliver_at": datetime(2030, 1, 1)}, InvalidArgument, "time zone"),
         ({"deliver_at": "2030-01-01"}, InvalidArgumentType, "deliver_at='2030-01-01'"),
-        ({"deliver_at": datetime(1969, 1, 1, tzinfo=timezone.utc)}, InvalidArgument, "1970"),
+        ({"deliver_at": datetime(1969, 1, 1, tzinfo=UTC)}, InvalidArgument, "1970"),
         ({"deliver_in": -1}, InvalidArgument, "deliver_in=-1"),
         ({"deliver_in": "soon"}, InvalidArgumentType, "deliver_in='soon'"),
         ({"deliver_in": float("nan")}, InvalidArgument, "deliver_in=nan"),
         (
-            {"deliver_in": 1, "deliver_at": datetime(2030, 1, 1, tzinfo=timezone.utc)},
+            {"deliver_in": 1, "deliver_at": datetime(2030, 1, 1, tzinfo=UTC)},
             InvalidArgument, "one of the two",
         ),
     ],

@@ -1,4 +1,4 @@
-"""The model: its table in each layout, and what can't become a queue."""
+"""The model: its table in each layout, and the classes that are refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def base() -> type[DeclarativeBase]:
 
 
 def ddl(model: type[Any]) -> str:
-    """Return CREATE TABLE as MySQL gets it, in lower case, on one line, without quotes."""
+    """Return MySQL's CREATE TABLE in lower case, on one line, without quotes."""
     statement = str(CreateTable(model.__table__).compile(dialect=mysql.dialect()))
     flat = re.sub(r"\s+", " ", statement.replace("`", "")).strip().lower()
     return re.sub(r"\s*([(),])\s*", r"\1", flat)
@@ -153,7 +153,7 @@ def with_table_args_tuple(base: Any) -> type[Any]:
         body: Mapped[str] = mapped_column(String(10))
         __table_args__ = (UniqueConstraint("body"), Index("by_body", "body"), {"schema": None})
 
-    assert {"by_body", "id_idx", "poller_idx"} <= {i.name for i in Message.__table__.indexes}
+    assert {"by_body", "m_id_idx", "m_poller_idx"} <= {i.name for i in Message.__table__.indexes}
     return Message
 
 

@@ -1,4 +1,4 @@
-"""Options: what is refused, and the comment that Vitess reads."""
+"""Options: invalid values, and the table comment that Vitess reads."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ durations = st.one_of(st.floats(0.001, 1e9), st.integers(1, 10**9))
     backoffs=st.none() | st.tuples(durations, durations).map(sorted),
     message_cols=st.none() | st.just(("id", "epoch", "x y")),
 )
-def test_the_comment_goes_there_and_back(backoffs: Any, **values: Any) -> None:
+def test_options_survive_the_way_to_the_comment_and_back(backoffs: Any, **values: Any) -> None:
     if backoffs is not None:
         values |= {"min_backoff": backoffs[0], "max_backoff": backoffs[1]}
     options = QueueOptions(**values)
     assert QueueOptions.from_comment(options.to_comment()) == options
-    assert "e-" not in options.to_comment()  # Go's Atoi takes no exponent, nor need ParseFloat.
+    assert "e-" not in options.to_comment()  # Go's Atoi accepts no exponent.
 
 
 def test_the_order_in_a_comment_does_not_matter() -> None:

@@ -1,4 +1,4 @@
-"""Calls at commit: neither lost nor made for what was rolled back."""
+"""Calls at commit are made for every commit, and never after a rollback."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.exc import IntegrityError
 
-from sqla_vitess_messages import transactions
-from sqla_vitess_messages.transactions import Commit, on_commit
+from sqla_vitess_messages.rows import transactions
+from sqla_vitess_messages.rows.transactions import Commit, call_at_commit
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def connection() -> Iterator[Connection]:
 
 
 class Calls(list[str]):
-    def note(self, word: str, _commit: Commit) -> None:
+    def record(self, word: str, _commit: Commit) -> None:
         self.append(word)
 
 
@@ -32,7 +32,7 @@ def calls() -> Calls:
 
 def test_a_commit_calls_once(connection: Connection, calls: Calls) -> None:
     with connection.begin():
-        on_commit(connection, calls.note, "a")
+        call_at_commit(connection, calls.record, "a")
         assert calls == []
     assert calls == ["a"]
     with connection.begin():
@@ -42,7 +42,7 @@ def test_a_commit_calls_once(connection: Connection, calls: Calls) -> None:
 
 def test_a_rollback_forgets(connection: Connection, calls: Calls) -> None:
     transaction = connection.begin()
-    on_commit(connection, calls.note, "a")
+    call_at_commit(connection, calls.record, "a")
     transaction.rollback()
     with connection.begin():
         pass
@@ -53,11 +53,11 @@ def test_a_rolled_back_savepoint_forgets_what_is_inside(
     connection: Connection, calls: Calls
 ) -> None:
     with connection.begin():
-        on_commit(connection, calls.note, "before")
+        call_at_commit(connection, calls.record, "before")
         savepoint = connection.begin_nested()
-        on_commit(connection, calls.note, "inside")
+        call_at_commit(connection, calls.record, "inside")
         savepoint.rollback()
-        on_commit(connection, calls.note, "after")
+        call_at_commit(connection, calls.record, "after")
     assert calls == ["before", "after"]
 
 
@@ -66,7 +66,7 @@ def test_a_savepoint_from_before_the_first_call_counts(
 ) -> None:
     with connection.begin():
         savepoint = connection.begin_nested()
-        on_commit(connection, calls.note, "inside")
+        call_at_commit(connection, calls.record, "inside")
         savepoint.rollback()
     assert calls == []
 
@@ -74,33 +74,35 @@ def test_a_savepoint_from_before_the_first_call_counts(
 def test_a_released_savepoint_keeps(connection: Connection, calls: Calls) -> None:
     with connection.begin():
         with connection.begin_nested(), connection.begin_nested():
-            on_commit(connection, calls.note, "inside")
-        on_commit(connection, calls.note, "after")
+            call_at_commit(connection, calls.record, "inside")
+        call_at_commit(connection, calls.record, "after")
     assert calls == ["inside", "after"]
 
 
 def test_an_engine_with_options_is_the_same_engine(connection: Connection, calls: Calls) -> None:
     for engine in (connection.engine.execution_options(stream_results=False), connection.engine):
         with engine.connect() as optioned, optioned.begin():
-            on_commit(optioned, calls.note, "before")
+            call_at_commit(optioned, calls.record, "before")
             savepoint = optioned.begin_nested()
             with optioned.begin_nested():
-                on_commit(optioned, calls.note, "inside")
+                call_at_commit(optioned, calls.record, "inside")
             savepoint.rollback()
     assert calls == ["before", "before"]
 
 
-def test_only_engines_that_something_was_asked_of_are_listened_to(connection: Connection) -> None:
+def test_only_engines_with_pending_calls_are_listened_to(connection: Connection) -> None:
     engine = connection.engine
     assert not event.contains(engine, "commit", transactions._on_commit)
-    on_commit(connection, lambda _none, _commit: None, None)
+    call_at_commit(connection, lambda _none, _commit: None, None)
     assert event.contains(engine, "commit", transactions._on_commit)
 
 
 def test_a_commit_is_over_when_the_server_has_answered(connection: Connection) -> None:
     commits: list[tuple[Commit, bool]] = []
     with connection.begin():
-        on_commit(connection, lambda _none, commit: commits.append((commit, commit.is_over)), None)
+        call_at_commit(
+            connection, lambda _none, commit: commits.append((commit, commit.is_over)), None
+        )
     ((commit, was_over),) = commits
     assert (was_over, commit.is_over, commit.succeeded) == (False, True, True)
 
@@ -114,7 +116,7 @@ def test_a_commit_that_fails_has_not_succeeded(connection: Connection) -> None:
     connection.commit()
     commits: list[Commit] = []
     transaction = connection.begin()
-    on_commit(connection, lambda _none, commit: commits.append(commit), None)
+    call_at_commit(connection, lambda _none, commit: commits.append(commit), None)
     connection.exec_driver_sql("INSERT INTO b VALUES (1)")
     with pytest.raises(IntegrityError):
         transaction.commit()

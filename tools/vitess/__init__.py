@@ -1,14 +1,14 @@
-"""A real Vitess, without Docker: get its parts, start it, break it, stop it.
+"""A real Vitess without Docker: download and build its programs, start, kill and stop it.
 
-``python -m tools.vitess --help`` is the command; the tests use the classes directly.
-Nothing here needs root, and nothing outside the cache and the data folder is written.
+``python -m tools.vitess --help`` lists the commands; the tests use the classes directly.
+Nothing here needs root, and nothing is written outside the cache and the data folder.
 """
 
 from .cluster import Cluster
-from .dev import Dev
+from .downloads import MissingTool, install
 from .mariadb import MariaDB
 from .mysqld import MySQL
-from .parts import MissingTool, install
 from .process import temporary
+from .vtcombo import VtCombo
 
-__all__ = ["Cluster", "Dev", "MariaDB", "MissingTool", "MySQL", "install", "temporary"]
+__all__ = ["Cluster", "MariaDB", "MissingTool", "MySQL", "VtCombo", "install", "temporary"]

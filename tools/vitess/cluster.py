@@ -1,7 +1,8 @@
 """A Vitess cluster of separate processes, as in production.
 
-Keyspaces: ``main``, unsharded, a primary and a replica; ``sharded``, shards -80 and 80-.
-Two vtgates: ``vtgate`` with default flags, ``vtgate-fast`` with a flush delay of 1 ms.
+Its keyspaces are ``main``, unsharded, with a primary and a replica, and ``sharded``, with the
+shards -80 and 80-. Of its two vtgates, ``vtgate`` has default flags, and ``vtgate-fast`` has a
+flush delay of 1 ms.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import pymysql
 
+from .downloads import Programs, install
 from .mysqld import MySQL
-from .parts import Parts, install
 from .process import Ports, Server, ServerFailed, listens, make_folder
 
 CELL = "local"
@@ -26,7 +27,7 @@ SHARDED = "sharded"
 
 @dataclass(frozen=True)
 class Tablet:
-    """A vttablet and where it belongs."""
+    """A vttablet, with its keyspace and shard."""
 
     uid: int
     keyspace: str
@@ -54,16 +55,16 @@ SPLIT = (
     Tablet(402, SHARDED, "80-c0"),
     Tablet(403, SHARDED, "c0-"),
 )
-"""Start with :meth:`Cluster.split_shards` only."""
+"""The tablets that :meth:`Cluster.split_shards` starts."""
 GATES = {"vtgate": [], "vtgate-fast": ["--mysql_server_flush_delay", "1ms"]}
 
 
 class Cluster:
-    """The cluster with its data in ``folder``; made on the first start, found again later."""
+    """The cluster whose data is in ``folder``: created by the first start, reused by later ones."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._parts: Parts = install()
+        self._programs: Programs = install()
         make_folder(folder)
         self.ports = Ports(folder / "ports-by-name.json")
         self.servers: dict[str, Server] = {}
@@ -78,7 +79,7 @@ class Cluster:
         return f"127.0.0.1:{self.ports[f'{gate} grpc']}"
 
     def start(self) -> None:
-        """Start everything and wait until both vtgates serve. Safe to repeat."""
+        """Start every server and wait until both vtgates serve. Safe to repeat."""
         first_time = not (self._folder / "initialized").exists()
         self.servers["etcd"].start()
         for tablet in TABLETS:
@@ -100,25 +101,25 @@ class Cluster:
             self.wait_for_gate(gate)
 
     def stop(self) -> None:
-        """End everything that runs. Safe to repeat."""
+        """Stop every running server. Safe to repeat."""
         with ThreadPoolExecutor() as pool:
             for kind in ("vtgate", "vttablet", "vtctld", "mysqld", "etcd"):
                 servers = [s for name, s in self.servers.items() if name.startswith(kind)]
                 list(pool.map(partial(_stop, grace=10 if kind == "mysqld" else 2), servers))
 
-    def kill(self, part: str) -> None:
-        """End one part with SIGKILL, as a crash would."""
-        self.servers[part].kill()
+    def kill(self, name: str) -> None:
+        """Kill one server with SIGKILL, as in a crash."""
+        self.servers[name].kill()
 
-    def restart(self, part: str) -> None:
-        """Start one part again and wait until it serves."""
-        server = self.servers[part]
+    def restart(self, name: str) -> None:
+        """Restart one server and wait until it serves."""
+        server = self.servers[name]
         server.stop()
         server.start()
-        if part in GATES:
-            self.wait_for_gate(part)
-        elif part.startswith("vttablet"):
-            server.wait_until(lambda: listens(self.ports[f"{part} grpc"]))
+        if name in GATES:
+            self.wait_for_gate(name)
+        elif name.startswith("vttablet"):
+            server.wait_until(lambda: listens(self.ports[f"{name} grpc"]))
 
     def reparent(self, primary: Tablet) -> None:
         """Make a tablet the primary of its shard, as planned maintenance does."""
@@ -128,13 +129,13 @@ class Cluster:
         )  # fmt: skip
 
     def primary(self, keyspace: str = MAIN, shard: str = "0") -> Tablet:
-        """Return the tablet that is the shard's primary now."""
+        """Return the tablet that is currently the shard's primary."""
         record = json.loads(self.vtctl("GetShard", f"{keyspace}/{shard}"))
         uid = record["shard"]["primary_alias"]["uid"]
         return next(tablet for tablet in TABLETS if tablet.uid == uid)
 
     def split_shards(self) -> None:
-        """Move the rows of the two shards of ``sharded`` to four, and their traffic with them."""
+        """Reshard ``sharded`` from two shards to four, and switch the traffic."""
         for tablet in SPLIT:
             self.servers[f"mysqld-{tablet.uid}"].start()
         with ThreadPoolExecutor() as pool:
@@ -158,8 +159,8 @@ class Cluster:
         self.vtctl(*reshard, "switchtraffic")
 
     def vtctl(self, *arguments: str) -> str:
-        """Run vtctldclient and return what it prints."""
-        command = [str(self._parts.vitess / "vtctldclient")]
+        """Run vtctldclient and return its output."""
+        command = [str(self._programs.vitess / "vtctldclient")]
         command += ["--server", f"127.0.0.1:{self.ports['vtctld grpc']}", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         if done.returncode:
@@ -167,7 +168,7 @@ class Cluster:
         return done.stdout
 
     def wait_for_gate(self, gate: str) -> None:
-        """Wait until a vtgate answers from every shard."""
+        """Wait until a vtgate serves queries from every shard."""
         port = self.ports[f"{gate} mysql"]
         shards = [f"{t.keyspace}:{t.shard}" for t in PRIMARIES]
         self.servers[gate].wait_until(lambda: all(_answers(port, shard) for shard in shards))
@@ -192,7 +193,7 @@ class Cluster:
 
     def _declare(self) -> None:
         ports, run = self.ports, self._folder
-        vitess = self._parts.vitess
+        vitess = self._programs.vitess
         topology = [
             "--topo_implementation", "etcd2",
             "--topo_global_server_address", f"127.0.0.1:{ports['etcd']}",
@@ -201,7 +202,7 @@ class Cluster:
         logs = ["--logtostderr", "--bind-address", "127.0.0.1"]
         self._add(
             "etcd",
-            str(self._parts.etcd), "--data-dir", f"{run}/etcd", "--unsafe-no-fsync",
+            str(self._programs.etcd), "--data-dir", f"{run}/etcd", "--unsafe-no-fsync",
             "--listen-client-urls", f"http://127.0.0.1:{ports['etcd']}",
             "--advertise-client-urls", f"http://127.0.0.1:{ports['etcd']}",
             "--listen-peer-urls", f"http://127.0.0.1:{ports['etcd peer']}",
@@ -216,7 +217,7 @@ class Cluster:
             "--grpc_bind_address", "127.0.0.1",
         )  # fmt: skip
         for tablet in (*TABLETS, *SPLIT):
-            mysqld = MySQL(f"mysqld-{tablet.uid}", run, self._parts, [f"vt_{tablet.keyspace}"])
+            mysqld = MySQL(f"mysqld-{tablet.uid}", run, self._programs, [f"vt_{tablet.keyspace}"])
             self.servers[mysqld.name] = mysqld
             self._add(
                 tablet.name,

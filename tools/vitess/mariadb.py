@@ -1,11 +1,11 @@
-"""One MariaDB for the tests."""
+"""A MariaDB server for the tests."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
 
-from .parts import Parts
+from .downloads import Programs
 from .process import Server, ServerFailed, free_port, give_to_servers, listens, make_folder, popen
 
 FIRST_STATEMENTS = """\
@@ -15,20 +15,20 @@ GRANT ALL ON *.* TO app@'%';
 """
 
 NO_AIO = "--innodb-use-native-aio=0"
-"""The kernel's places for asynchronous I/O run out where many servers share a machine."""
+"""Many servers on one machine exhaust the kernel's limit for asynchronous I/O requests."""
 
 
 class MariaDB(Server):
     """A mariadbd with its data in ``folder/name``."""
 
-    def __init__(self, name: str, folder: Path, parts: Parts) -> None:
-        self._base = parts.mariadbd.parent.parent
+    def __init__(self, name: str, folder: Path, programs: Programs) -> None:
+        self._base = programs.mariadbd.parent.parent
         self._data = folder / name
         self.port = free_port()
         arguments = {
             "basedir": self._base,
             "datadir": self._data / "data",
-            # A server that starts deletes what it takes for its own temporary tables there.
+            # At startup a server deletes all files here that look like its temporary tables.
             "tmpdir": self._data / "scratch",
             "socket": self._data / "mariadb.sock",
             "pid-file": self._data / "mariadb.pid",
@@ -42,7 +42,7 @@ class MariaDB(Server):
         super().__init__(
             name,
             folder,
-            [str(parts.mariadbd), "--no-defaults", "--skip-name-resolve", NO_AIO]
+            [str(programs.mariadbd), "--no-defaults", "--skip-name-resolve", NO_AIO]
             + [f"--{option}={value}" for option, value in arguments.items()],
         )
 

