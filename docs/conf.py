@@ -1,10 +1,10 @@
-"""The documentation as a site: ``make docs``."""
+"""Sphinx configuration. ``make docs`` builds the site."""
 
 from __future__ import annotations
 
 import warnings
 
-import sqla_vitess_alembic  # noqa: F401  # Gives Alembic its operations, which are documented.
+import sqla_vitess_alembic  # noqa: F401  # Registers the operations that are documented.
 from sqlalchemy.exc import SAWarning
 
 warnings.filterwarnings("ignore", "Unmanaged access of declarative attribute", SAWarning)
@@ -15,4 +15,4 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
-suppress_warnings = ["myst.xref_missing"]  # Links to files of the repository that are no pages.
+suppress_warnings = ["myst.xref_missing"]  # Links to files that aren't pages of the site.

@@ -1,4 +1,4 @@
-"""FastAPI with AsyncSession: a request writes a user, an AsyncWorker in the same loop greets."""
+"""FastAPI with AsyncSession: a request adds a user; an AsyncWorker in the same loop greets it."""
 
 from __future__ import annotations
 

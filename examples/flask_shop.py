@@ -1,4 +1,4 @@
-"""Flask with Session: a request writes an order, and a worker process ships it."""
+"""Flask with Session: a request adds an order, and a worker process ships it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Shipment(MessageQueueMixin, Base):
 
 @emits(Order, "insert")
 def ship(order: Order) -> Shipment:
-    """Whoever inserts an order, anywhere in the program, has it shipped."""
+    """Enqueue a shipment for each order that is inserted, anywhere in the program."""
     return Shipment(order_id=order.id)
 
 

@@ -1,6 +1,7 @@
-"""An outbox: what a transaction announces becomes an HTTP request, once the transaction commits.
+"""An outbox: after a transaction has committed, its announcements are sent as HTTP requests.
 
-The receiver may get a request twice, when its answer is lost. It has a key to tell by.
+If a response is lost, the request is sent again. The receiver can recognize a repeated request by
+its ``Idempotency-Key``.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ client = httpx.Client(timeout=10)
 
 
 def post(message: Announcement, _session: Session) -> None:
-    answer = client.post(
+    response = client.post(
         RECEIVER,
         json={"event": message.event, "data": message.data},
         headers={"Idempotency-Key": str(message.id)},
     )
-    if answer.status_code in (400, 404, 410, 422):  # It will never be taken.
-        raise Discard(f"{answer.status_code} {answer.reason_phrase}")
-    answer.raise_for_status()
+    if response.status_code in (400, 404, 410, 422):  # The receiver will never accept it.
+        raise Discard(f"{response.status_code} {response.reason_phrase}")
+    response.raise_for_status()
 
 
 worker = Worker(
@@ -49,5 +50,5 @@ worker = Worker(
     post,
     sessionmaker(engine),
     concurrency=4,
-    retry=RetryPolicy(max_attempts=20, first_delay=0.2, longest_delay=600),
+    retry=RetryPolicy(max_attempts=20, min_delay=0.2, max_delay=600),
 )

@@ -1,4 +1,4 @@
-"""A plain script: enqueue thumbnails to make, then make what there is."""
+"""A plain script: enqueue thumbnails, then make all that are due."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main() -> int:
     with Subscriber(Thumbnail, URL, max_concurrency=10) as subscriber:
         while (message := subscriber.get(timeout=2)) is not None:
             print(f"{message.path} at {message.width} pixels")
-            subscriber.ack(message)  # Grouped: this work has no transaction of its own.
+            subscriber.ack(message)  # Grouped: the work needs no transaction of its own.
             made += 1
     engine.dispose()
     return made
