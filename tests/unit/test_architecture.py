@@ -59,7 +59,8 @@ def test_every_module_declares_its_public_names() -> None:
         if Path(path).stem != "__main__"
         and len(tree.body) > 1  # Not only a docstring.
         and not any(
-            isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            isinstance(node, ast.Assign | ast.AnnAssign)
+            and ast.unparse(getattr(node, "target", None) or node.targets[0]) == "__all__"
             for node in tree.body
         )
     ]
