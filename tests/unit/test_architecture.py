@@ -25,6 +25,8 @@ def test_imports_keep_the_contract(
     contract: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
+    # Otherwise it disables the loggers that other tests read.
+    monkeypatch.setattr("logging.config.dictConfig", lambda _settings: None)
     status = lint_imports(
         config_filename=str(PYPROJECT), limit_to_contracts=(contract,), no_cache=True, no_logo=True
     )
