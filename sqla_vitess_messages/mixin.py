@@ -16,13 +16,14 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import Table, event
+from sqlalchemy import Table, event, inspect
 from sqlalchemy.orm import Mapped, Mapper, Session, declared_attr, mapped_column
+from sqlalchemy.orm.attributes import set_committed_value
 
 from . import clock
 from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
 from .rows import dead, enqueue, settle
-from .rows.lease import Lease
+from .rows.lease import Lease, leases_of
 from .rows.message import Message, is_enqueued
 from .rows.settle import SessionOrConnection
 from .rows.stats import QueueStats, count
@@ -133,7 +134,7 @@ class MessageQueueMixin(Message):
         :raises AlreadySettled: when another holder acked first. Let it leave the transaction's
             block: the rollback is what makes the effect happen once.
         """
-        settle.ack(type(self), session, [self])
+        settle.ack(type(self), session, leases_of(type(self), [self]))
 
     def fail(self, session: SessionOrConnection, reason: str | None = None) -> None:
         """Settle the message as dead in the caller's transaction: it is never delivered again.
@@ -142,7 +143,7 @@ class MessageQueueMixin(Message):
         :param reason: logged, and kept in the column ``fail_reason`` if the model has one.
         :raises LeaseLost: when the lease is over: it ran out, or was used to settle.
         """
-        settle.fail(type(self), session, [self], reason)
+        settle.fail(type(self), session, leases_of(type(self), [self]), reason)
 
     def retry(self, session: SessionOrConnection, delay: float | timedelta | None = None) -> None:
         """Give the message back in the caller's transaction, to be delivered again.
@@ -152,7 +153,7 @@ class MessageQueueMixin(Message):
             delivery, with jitter.
         :raises LeaseLost: when the lease is over: it ran out, or was used to settle.
         """
-        settle.retry(type(self), session, [self], delay)
+        settle.retry(type(self), session, leases_of(type(self), [self]), delay)
 
     def extend(self, session: SessionOrConnection, seconds: float | timedelta) -> None:
         """Extend the lease, for work that takes longer than ``ack_wait``.
@@ -161,7 +162,7 @@ class MessageQueueMixin(Message):
         :param seconds: until the lease ends, from now: more than 0 seconds, or a timedelta.
         :raises LeaseLost: when the lease is over: it ran out, or was used to settle.
         """
-        settle.extend(type(self), session, [self], seconds)
+        settle.extend(type(self), session, leases_of(type(self), [self]), seconds)
 
     @classmethod
     def ack_all(cls: type[Q], session: SessionOrConnection, messages: Iterable[Q]) -> None:
@@ -169,7 +170,7 @@ class MessageQueueMixin(Message):
 
         :raises AlreadySettled: when any of them was acked before: roll back, and none is.
         """
-        settle.ack(cls, session, messages)
+        settle.ack(cls, session, leases_of(cls, messages))
 
     @classmethod
     def fail_all(
@@ -180,7 +181,7 @@ class MessageQueueMixin(Message):
         :param reason: logged, and kept in the column ``fail_reason`` if the model has one.
         :raises LeaseLost: when the lease of any of them is over.
         """
-        settle.fail(cls, session, messages, reason)
+        settle.fail(cls, session, leases_of(cls, messages), reason)
 
     @classmethod
     def retry_all(
@@ -193,7 +194,7 @@ class MessageQueueMixin(Message):
 
         :raises LeaseLost: when the lease of any of them is over.
         """
-        settle.retry(cls, session, messages, delay)
+        settle.retry(cls, session, leases_of(cls, messages), delay)
 
     @classmethod
     def extend_all(
@@ -207,7 +208,7 @@ class MessageQueueMixin(Message):
         :param seconds: more than 0 seconds, or a timedelta, from now.
         :raises LeaseLost: when the lease of any of them is over.
         """
-        settle.extend(cls, session, messages, seconds)
+        settle.extend(cls, session, leases_of(cls, messages), seconds)
 
     @classmethod
     def dead(cls: type[Q], session: Session, limit: int = 100) -> list[Q]:
@@ -261,6 +262,29 @@ class MessageQueueMixin(Message):
         self.time_next = nanoseconds
         if "time_scheduled" in type(self).__table__.c:
             self.time_scheduled = nanoseconds
+
+
+_KEPT_FROM_UPDATES = (
+    "time_scheduled",
+    "id",
+    "time_next",
+    "epoch",
+    "time_created",
+    "time_acked",
+)
+"""The columns that only settlements and deliveries change. A merge, for example, would write back
+the values of a received message, which are those before its delivery."""
+
+
+@event.listens_for(MessageQueueMixin, "before_update", propagate=True)
+def _keep_from_update(
+    _mapper: Mapper[Any], _connection: object, message: MessageQueueMixin
+) -> None:
+    """Revert changes of the queue's own columns that a flush would write."""
+    state = inspect(message)
+    for name in _KEPT_FROM_UPDATES:
+        if name in state.dict and (deleted := state.attrs[name].history.deleted):
+            set_committed_value(message, name, deleted[0])
 
 
 _API = frozenset(name for name in vars(MessageQueueMixin) if not name.startswith("__"))

@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from . import clock
 from .mixin import MessageQueueMixin
+from .receiving.handling import check_handler, check_result, handle_in_session
 from .receiving.retries import RetryDecision, RetryPolicy, decide
 from .rows import states
 from .rows.lease import give_leases
@@ -91,6 +92,7 @@ def drain(
     :return: the messages that were handled and acked, in this order.
     :raises AssertionError: after 10,000 messages, which means that they never end.
     """
+    check_handler(handler, is_async=False)
     handled: list[M] = []
     for _ in range(MOST):
         message = _lease_next(model, session_factory)
@@ -98,8 +100,13 @@ def drain(
             return handled
         try:
             with session_factory() as session, session.begin():
-                handler(message, session)
-                message.ack(session)
+                handle_in_session(
+                    model,
+                    session,
+                    [message],
+                    lambda some: check_result(handler(some[0], session)),
+                    lambda: None,
+                )
         except Exception as error:
             _settle(session_factory, message, error, retry)
             if retry is None:

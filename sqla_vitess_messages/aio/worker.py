@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from ..errors import InvalidArgumentType
+from ..receiving.handling import check_handler
 from ..receiving.retries import RetryPolicy
 from ..receiving.subscriber import M
 from ..receiving.worker import BaseWorker
@@ -106,6 +107,7 @@ class AsyncWorker(BaseWorker[M]):
             batch_size=batch_size,
             shutdown_timeout=shutdown_timeout,
         )
+        check_handler(handler, is_async=True)
 
     def _make_runtime(self) -> Runtime:
         return AsyncioRuntime()

@@ -19,6 +19,7 @@ from ..errors import MessageQueueError, SubscriberClosed
 from ..events import Outcome
 from ..rows import settle
 from ..rows.deadlocks import retry_on_deadlock
+from ..rows.lease import Lease
 from ..rows.message import Message
 from ..runtime import Runtime
 
@@ -50,9 +51,9 @@ class Change(NamedTuple):
 
 
 class PendingSettlement(NamedTuple):
-    """One message to settle, and the future that its result is for."""
+    """The lease of one message to settle, and the future that its result is for."""
 
-    message: Message
+    lease: Lease
     change: Change
     future: Future
 
@@ -190,14 +191,14 @@ def settle_together(
 def _settle_in_transaction(
     model: type[Message], engine: Engine, group: Sequence[PendingSettlement]
 ) -> None:
-    by_change: dict[Change, list[Message]] = defaultdict(list)
+    by_change: dict[Change, list[Lease]] = defaultdict(list)
     for pending in group:
-        by_change[pending.change].append(pending.message)
+        by_change[pending.change].append(pending.lease)
     with engine.begin() as connection:
-        for change, messages in by_change.items():
+        for change, leases in by_change.items():
             if change.outcome == "ack":
-                settle.ack(model, connection, messages)
+                settle.ack(model, connection, leases)
             elif change.outcome == "fail":
-                settle.fail(model, connection, messages, change.reason)
+                settle.fail(model, connection, leases, change.reason)
             else:
-                settle.retry(model, connection, messages, change.delay)
+                settle.retry(model, connection, leases, change.delay)

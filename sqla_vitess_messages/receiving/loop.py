@@ -20,7 +20,7 @@ from ..errors import LeaseLost, SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
 from ..rows import settle
 from ..rows.deadlocks import retry_on_deadlock
-from ..rows.lease import Lease
+from ..rows.lease import Lease, leases_of
 from ..rows.message import Message, queue_table
 from ..runtime import Runtime, Task
 from ..transports.base import Transport
@@ -321,18 +321,21 @@ class ReceiveLoop(Generic[M]):
             exhausted, self._exhausted = self._exhausted, []
         if not exhausted:
             return
+        leases = leases_of(self._model, exhausted)
         reason = f"handed out {self._max_attempts} times and never settled"
 
         def fail() -> None:
             with self._engine.begin() as connection:
-                settle.fail(self._model, connection, exhausted, reason)
+                settle.fail(self._model, connection, leases, reason)
 
         try:
             self._runtime.call(retry_on_deadlock, fail)
         except LeaseLost:
             log.info("messages were handed out again meanwhile", extra={"queue": self._queue})
         else:
-            self._flush_events(*(Dead(self._queue, m.id, m.epoch) for m in exhausted))
+            self._flush_events(
+                *(Dead(self._queue, lease.message_id, lease.epoch) for lease in leases)
+            )
 
     def _release_excess(self) -> None:
         """Release messages that have waited for too long, and those beyond the limit."""
@@ -381,8 +384,10 @@ class ReceiveLoop(Generic[M]):
             return
         with self._lock:
             events = [*self._in_flight.take_events(), *more]
-        try:
-            for event in events:
+        for event in events:
+            try:
                 self._on_event(event)
-        except Exception:
-            log.exception("on_event failed", extra={"queue": self._queue})
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # User code, which may raise anything, must not end receiving.
+                log.exception("on_event failed", extra={"queue": self._queue})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -9,8 +10,11 @@ from typing import NamedTuple
 
 from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..rows.reasons import describe_error, text_of
 
 __all__ = ["Discard", "Retry", "RetryDecision", "RetryPolicy", "decide", "is_exhausted"]
+
+log = logging.getLogger(__name__)
 
 
 class Retry(Exception):
@@ -94,9 +98,10 @@ def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecisi
     :param error: the exception that its handler raised.
     :param epoch: how often it was handed out before.
     """
-    reason = f"{type(error).__name__}: {error}"
+    error = _only_error(error)
     if isinstance(error, Discard):
-        return RetryDecision(None, str(error))
+        return RetryDecision(None, text_of(error))
+    reason = describe_error(error)
     rule = _policy_for(policy, error)
     if rule is None:
         return RetryDecision(None, reason)
@@ -107,10 +112,20 @@ def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecisi
     return RetryDecision(_delay(rule, epoch), reason)
 
 
+def _only_error(error: BaseException) -> BaseException:
+    """Return the one exception of a group, as a TaskGroup raises it, or else the error itself."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def _policy_for(policy: RetryPolicy, error: BaseException) -> RetryPolicy | None:
-    for cls in type(error).__mro__:
-        if cls in policy.rules:
-            return policy.rules[cls]
+    try:
+        for cls in type(error).__mro__:
+            if cls in policy.rules:
+                return policy.rules[cls]
+    except Exception:  # The mapping may be the user's own code.
+        log.exception("the rules of a RetryPolicy failed; retrying as without rules")
     return policy
 
 

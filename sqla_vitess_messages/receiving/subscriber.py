@@ -132,8 +132,9 @@ class BaseSubscriber(Generic[M, FutureT]):
 
     def _settle(self, message: M, change: Change) -> FutureT:
         batcher = self._open_loop().batcher
+        [lease] = leases_of(self.model, [message])
         future: Any = self._make_future()
-        batcher.add(PendingSettlement(message, change, future))
+        batcher.add(PendingSettlement(lease, change, future))
         settled: FutureT = future
         return settled
 

@@ -30,7 +30,7 @@ from ..rows.message import queue_table
 from ..runtime import Condition, Runtime, Task, ThreadRuntime
 from ..table.options import queue_options
 from .arguments import check_count
-from .handling import MessageProcessor
+from .handling import MessageProcessor, check_handler, check_result
 from .renewal import Heartbeat, LeaseRenewals
 from .retries import RetryPolicy
 from .subscriber import BaseSubscriber, M, Subscriber
@@ -311,6 +311,7 @@ class Worker(BaseWorker[M]):
             batch_size=batch_size,
             shutdown_timeout=shutdown_timeout,
         )
+        check_handler(handler, is_async=False)
 
     def _make_runtime(self) -> Runtime:
         return ThreadRuntime()
@@ -318,7 +319,7 @@ class Worker(BaseWorker[M]):
     @contextmanager
     def _begin_handling(self) -> Iterator[tuple[Session, Callable[[Any], object]]]:
         with self._session_factory() as session, session.begin():
-            yield session, lambda argument: self._handler(argument, session)
+            yield session, lambda argument: check_result(self._handler(argument, session))
 
     @contextmanager
     def _catch_signals(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import class_mapper
 
@@ -16,10 +16,26 @@ from .message import Message, is_enqueued, queue_table
 from .queries import chunks, key_getter, key_names
 from .transactions import Commit
 
-__all__ = ["Confirm", "Lease", "chunks_by_shard", "give_leases", "lease_of", "leases_of"]
+__all__ = [
+    "Confirm",
+    "Lease",
+    "Settling",
+    "chunks_by_shard",
+    "give_lease",
+    "give_leases",
+    "lease_of",
+    "leases_of",
+]
 
 Confirm = Callable[[Sequence["Lease"]], None]
 """Waits until the rows of leases show that they were delivered."""
+
+
+class Settling(NamedTuple):
+    """Leases that a transaction settles."""
+
+    outcome: Outcome
+    leases: Sequence[Lease]
 
 
 class Lease:
@@ -108,13 +124,23 @@ class Lease:
         """Have ``call(leases)`` called when the commit of settlements begins."""
         self._on_settling = call
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In another process the database alone knows how long the lease lasts.
+        return Lease, (self.key, self.epoch, inf, inf)
+
+    def __copy__(self) -> Lease:
+        return self  # Whoever settles a copy of the message settles the message.
+
+    def __deepcopy__(self, _memo: object) -> Lease:
+        return self
+
     @staticmethod
-    def settle(outcome: Outcome, leases: Sequence[Lease], commit: Commit) -> None:
+    def settle(settling: Settling, commit: Commit) -> None:
         """Note that settlements are being committed."""
         calls: dict[Callable[[Sequence[Lease]], None], list[Lease]] = defaultdict(list)
-        for lease in leases:
+        for lease in settling.leases:
             lease._commit = commit
-            lease.outcome = outcome
+            lease.outcome = settling.outcome
             if lease._on_settling is not None:
                 calls[lease._on_settling].append(lease)
         for call, of_one_subscriber in calls.items():
@@ -167,6 +193,11 @@ def _of_queried(message: Message) -> Lease:
     return Lease(key, (message.epoch or 0) - 1, inf, inf, is_received=False)
 
 
+def give_lease(message: Message, lease: Lease) -> None:
+    """Make ``lease`` the message's lease. No session, and no change of the instance, loses it."""
+    message.__dict__["_lease"] = lease
+
+
 def give_leases(
     messages: Sequence[Message],
     *,
@@ -190,10 +221,9 @@ def give_leases(
         end = ends.get(epoch)
         if end is None:
             end = ends[epoch] = expires_at(epoch)
-        values = message.__dict__
-        values["_lease"] = Lease(
-            get_key(values), epoch, usable_until, end, shard=shard, confirm=confirm
-        )
+        key = get_key(message.__dict__)
+        lease = Lease(key, epoch, usable_until, end, shard=shard, confirm=confirm)
+        give_lease(message, lease)
 
 
 def chunks_by_shard(leases: Iterable[Lease]) -> Iterator[list[Lease]]:

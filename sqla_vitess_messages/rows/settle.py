@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, Update
+from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session, scoped_session
 
 from .. import clock
 from ..errors import AlreadySettled, InvalidArgumentType, LeaseLost
-from . import states
+from ..events import Outcome
+from . import reasons, states
 from .deadlocks import retry_on_deadlock
-from .lease import Lease, chunks_by_shard, leases_of
+from .lease import Lease, Settling, chunks_by_shard
 from .message import Message, queue_table
 from .queries import batch_parameters, key_parameters
-from .transactions import Commit, call_at_commit
+from .transactions import Commit, call_at_commit, pending_arguments
 
 __all__ = [
     "SessionOrConnection",
@@ -29,14 +31,13 @@ __all__ = [
     "extend",
     "extend_unlocked",
     "fail",
+    "is_settled_in",
     "retry",
+    "settle_with_row",
 ]
 
 SessionOrConnection = Session | scoped_session[Any] | Connection
 """Where a settlement is written: a Session or a Connection, inside its transaction."""
-
-REASON_COLUMN = "fail_reason"
-"""The column in which a model that has it keeps why a message failed."""
 
 Transition = Callable[[Table, bool, bool], Update]
 """Returns an UPDATE, given ``(table, one, leased)``; see :func:`.states.fail`."""
@@ -44,9 +45,9 @@ Transition = Callable[[Table, bool, bool], Update]
 log = logging.getLogger(__name__)
 
 
-def ack(model: type[Message], session: SessionOrConnection, messages: Iterable[Message]) -> None:
+def ack(model: type[Message], session: SessionOrConnection, leases: Sequence[Lease]) -> None:
     """Ack messages; see :meth:`.MessageQueueMixin.ack_all`."""
-    table, leases = queue_table(model), leases_of(model, messages)
+    table = queue_table(model)
     connection = connection_of(model, session)
     values = {"time_acked": clock.now()}
     for chunk in chunks_by_shard(leases):
@@ -58,41 +59,51 @@ def ack(model: type[Message], session: SessionOrConnection, messages: Iterable[M
                 f"before (or purged since): {_shown(chunk)}. Roll this transaction back",
                 message_ids=_ids(chunk),
             )
-    _call_at_commit(connection, partial(Lease.settle, "ack"), leases)
+    _note_settling(connection, "ack", leases)
 
 
 def fail(
     model: type[Message],
     session: SessionOrConnection,
-    messages: Iterable[Message],
+    leases: Sequence[Lease],
     reason: str | None,
 ) -> None:
     """Fail messages; see :meth:`.MessageQueueMixin.fail_all`."""
     if reason is not None and not isinstance(reason, str):
         raise InvalidArgumentType(f"reason={reason!r}: expected a str")
-    table = queue_table(model)
-    values: dict[str, Any] = {}
-    column = table.c.get(REASON_COLUMN)
-    if reason is not None and column is not None:
-        values[REASON_COLUMN] = reason[: getattr(column.type, "length", None)]
-    leases = leases_of(model, messages)
-    _update_held(
-        model,
-        session,
-        leases,
-        lambda table, one, leased: states.fail(table, one=one, leased=leased, **values),
-        partial(Lease.settle, "fail"),
-    )
+    table, connection = queue_table(model), connection_of(model, session)
+    for kept in reasons.storable(table, reason, connection.dialect):
+        try:
+            _fail(model, connection, leases, kept)
+            break
+        except (StatementError, UnicodeError) as error:
+            if not kept or not reasons.may_be_the_cause(error):
+                raise
+    _note_settling(connection, "fail", leases)
     for lease in leases:
         extra = {"queue": table.name, "message_id": lease.message_id, "epoch": lease.epoch}
         log.warning("message %d failed: %s", lease.message_id, reason or "no reason given",
                     extra=extra)  # fmt: skip
 
 
+def _fail(
+    model: type[Message],
+    connection: Connection,
+    leases: Sequence[Lease],
+    values: Mapping[str, str],
+) -> None:
+    _update_held(
+        model,
+        connection,
+        leases,
+        lambda table, one, leased: states.fail(table, one=one, leased=leased, **values),
+    )
+
+
 def retry(
     model: type[Message],
     session: SessionOrConnection,
-    messages: Iterable[Message],
+    leases: Sequence[Lease],
     delay: float | timedelta | None,
 ) -> None:
     """Retry messages; see :meth:`.MessageQueueMixin.retry_all`."""
@@ -100,20 +111,10 @@ def retry(
     _update_held(
         model,
         session,
-        leases_of(model, messages),
+        leases,
         lambda table, one, leased: states.retry(table, one=one, leased=leased, delay=wait),
-        partial(Lease.settle, "retry"),
     )
-
-
-def extend(
-    model: type[Message],
-    session: SessionOrConnection,
-    messages: Iterable[Message],
-    seconds: float | timedelta,
-) -> None:
-    """Extend leases; see :meth:`.MessageQueueMixin.extend_all`."""
-    _extend(model, session, leases_of(model, messages), seconds)
+    _note_settling(connection_of(model, session), "retry", leases)
 
 
 def extend_unlocked(
@@ -145,15 +146,16 @@ def _extend_chunk(
         locking = states.lock_held(table)
         unlocked: set[int] = set(connection.scalars(locking, _many(table, leases)))
         some = [lease for lease in leases if lease.message_id in unlocked]
-        _extend(model, connection, some, seconds)
+        extend(model, connection, some, seconds)
 
 
-def _extend(
+def extend(
     model: type[Message],
     session: SessionOrConnection,
     leases: Sequence[Lease],
     seconds: float | timedelta,
 ) -> None:
+    """Extend leases; see :meth:`.MessageQueueMixin.extend_all`."""
     length = clock.to_seconds(seconds, "seconds", minimum=0.001)
     nanoseconds = clock.to_nanoseconds(length)
     ends = time.monotonic() + length
@@ -167,8 +169,8 @@ def _extend(
         session,
         leases,
         lambda table, one, leased: states.extend(table, one=one, leased=leased, length=nanoseconds),
-        move_ends,
     )
+    call_at_commit(connection_of(model, session), move_ends, leases)
 
 
 def _update_held(
@@ -176,7 +178,6 @@ def _update_held(
     session: SessionOrConnection,
     leases: Sequence[Lease],
     transition: Transition,
-    at_commit: Callable[[Sequence[Lease], Commit], None],
 ) -> None:
     """Make a transition of messages whose lease holds.
 
@@ -204,16 +205,27 @@ def _update_held(
                     f"is over: each is settled, or due, or was delivered again: {_shown(chunk)}",
                     message_ids=_ids(chunk),
                 )
-    _call_at_commit(connection, at_commit, leases)
 
 
-def _call_at_commit(
-    connection: Connection,
-    call: Callable[[Sequence[Lease], Commit], None],
-    leases: Sequence[Lease],
-) -> None:
+def _note_settling(connection: Connection, outcome: Outcome, leases: Sequence[Lease]) -> None:
+    """Tell the holders of leases when the transaction commits."""
     if received := [lease for lease in leases if lease.is_received]:
-        call_at_commit(connection, call, received)
+        call_at_commit(connection, Lease.settle, Settling(outcome, received))
+
+
+def is_settled_in(connection: Connection, lease: Lease) -> bool:
+    """Return whether the connection's present transaction has settled a lease."""
+    return any(
+        isinstance(argument, Settling) and lease in argument.leases
+        for argument in pending_arguments(connection)
+    )
+
+
+def settle_with_row(
+    model: type[Message], session: SessionOrConnection, leases: Sequence[Lease]
+) -> None:
+    """Count messages as acked whose rows the transaction deletes."""
+    _note_settling(connection_of(model, session), "ack", leases)
 
 
 def connection_of(model: type[Message], session: SessionOrConnection) -> Connection:

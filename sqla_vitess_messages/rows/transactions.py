@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.base import OptionEngine
 
-__all__ = ["Commit", "call_at_commit"]
+__all__ = ["Commit", "call_at_commit", "pending_arguments"]
 
 A = TypeVar("A")
 
@@ -52,6 +52,10 @@ class _Pending:
 
     def add(self, call: Callable[[A, Commit], None], argument: A) -> None:
         self._calls.append((call, argument))
+
+    @property
+    def arguments(self) -> list[Any]:
+        return [argument for _call, argument in self._calls]
 
     def fail(self) -> None:
         commit = self._commit()
@@ -98,6 +102,12 @@ def call_at_commit(connection: Connection, call: Callable[[A, Commit], None], ar
         _listen_to(connection.engine)
         pending = _pending[connection] = _Pending()
     pending.add(call, argument)
+
+
+def pending_arguments(connection: Connection) -> list[Any]:
+    """Return the arguments of the calls to come when the present transaction commits."""
+    pending = _pending.get(connection)
+    return [] if pending is None else pending.arguments
 
 
 _listened: WeakSet[Engine] = WeakSet()

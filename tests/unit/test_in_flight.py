@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sqla_vitess_messages.events import Dead, Delivered, LeaseExpired, Outcome, Settled
 from sqla_vitess_messages.receiving.in_flight import COMMIT_POLL_INTERVAL, InFlight
-from sqla_vitess_messages.rows.lease import Lease
+from sqla_vitess_messages.rows.lease import Lease, Settling
 
 LONG = 1000.0
 """Seconds that no test lasts."""
@@ -42,7 +42,8 @@ def messages(count: int) -> list[Any]:
 def settle(*settled: Any, outcome: Outcome = "ack") -> FakeCommit:
     """Begin the commit of settlements."""
     commit = FakeCommit()
-    Lease.settle(outcome, [message._lease for message in settled], commit)  # type: ignore[arg-type]
+    settling = Settling(outcome, [message._lease for message in settled])
+    Lease.settle(settling, commit)  # type: ignore[arg-type]
     return commit
 
 
