@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from ..errors import AlreadySettled, LeaseLost
 from ..rows import settle
 from ..rows.deadlocks import retry_on_deadlock
+from ..rows.epochs import attempts
 from ..rows.lease import Lease, lease_of
 from ..rows.message import Message, queue_table
 from .renewal import LeaseRenewals
@@ -59,8 +60,8 @@ class MessageProcessor(Generic[M]):
         """Handle and settle messages. Only a cancellation is raised."""
         fresh: list[M] = []
         for message in messages:
-            if is_exhausted(self._retry, message.epoch):
-                reason = f"handed out {message.epoch} times and never settled"
+            if is_exhausted(self._retry, attempts(message.epoch)):
+                reason = f"handed out {attempts(message.epoch)} times and never settled"
                 self._settle(message, RetryDecision(None, reason))
             else:
                 fresh.append(message)
@@ -99,7 +100,7 @@ class MessageProcessor(Generic[M]):
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
-            decision = decide(self._retry, error, message.epoch)
+            decision = decide(self._retry, error, attempts(message.epoch))
             log.info("rolled back: %s", decision.reason, extra=self._extra(message), exc_info=error)
             self._settle(message, decision)
 
