@@ -23,6 +23,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from . import clock
 from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
 from .rows import dead, enqueue, settle
+from .rows.epochs import attempts
 from .rows.lease import Lease, leases_of
 from .rows.message import Message, is_enqueued
 from .rows.settle import SessionOrConnection
@@ -84,7 +85,7 @@ class MessageQueueMixin(Message):
         time_next: Mapped[int | None]
         """When it is due (again), in ns since 1970; None once acked."""
         epoch: Mapped[int]
-        """How often it was handed out before."""
+        """What identifies this delivery: it grows with each, and is never used again."""
         time_created: Mapped[int]
         """When it was made, in ns since 1970. Not in the minimal layout."""
         time_acked: Mapped[int | None]
@@ -124,6 +125,14 @@ class MessageQueueMixin(Message):
     def deliver_in(self, value: float | timedelta) -> None:
         delay = clock.to_nanoseconds(clock.to_seconds(value, "deliver_in"))
         self._set_delivery_time(clock.now() + delay)
+
+    @property
+    def attempts(self) -> int:
+        """How often it was handed out before, since it was enqueued or requeued.
+
+        A message that was released before a handler got it doesn't count as handed out.
+        """
+        return attempts(self.epoch)
 
     def ack(self, session: SessionOrConnection) -> None:
         """Settle the message in the caller's transaction: its work is done.

@@ -20,6 +20,7 @@ from ..errors import LeaseLost, SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
 from ..rows import settle
 from ..rows.deadlocks import retry_on_deadlock
+from ..rows.epochs import attempts
 from ..rows.lease import Lease, leases_of
 from ..rows.message import Message, queue_table
 from ..runtime import Runtime, Task
@@ -194,8 +195,8 @@ class ReceiveLoop(Generic[M]):
         with self._lock:
             most = self._max_attempts
             if most is not None:
-                self._exhausted += (message for message in messages if message.epoch >= most)
-                messages = [message for message in messages if message.epoch < most]
+                self._exhausted += (m for m in messages if attempts(m.epoch) >= most)
+                messages = [m for m in messages if attempts(m.epoch) < most]
             self._in_flight.add(messages)
             self._messages_available.notify(len(messages))
             if self._must_release:

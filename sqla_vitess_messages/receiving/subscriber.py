@@ -25,6 +25,7 @@ from .. import clock
 from ..errors import InvalidArgumentType, SubscriberClosed
 from ..events import Event
 from ..mixin import MessageQueueMixin
+from ..rows.epochs import MAX_ATTEMPTS
 from ..rows.lease import leases_of
 from ..rows.message import queue_table
 from ..runtime import Runtime, ThreadRuntime
@@ -63,7 +64,7 @@ class BaseSubscriber(Generic[M, FutureT]):
             raise InvalidArgumentType(f"model={model!r}: expected a class with MessageQueueMixin")
         check_count("max_concurrency", max_concurrency, 10_000)
         if max_attempts is not None:
-            check_count("max_attempts", max_attempts, 2**31 - 1)
+            check_count("max_attempts", max_attempts, MAX_ATTEMPTS)
         if on_event is not None and not callable(on_event):
             raise InvalidArgumentType(f"on_event={on_event!r}: expected a callable")
         self.model = model

@@ -45,7 +45,7 @@ PRIORITIES = range(-128, 128)
 LIMITS = {
     "id": range(1, MAX_ID + 1),
     "priority": PRIORITIES,
-    "epoch": range(MAX_ID),
+    "epoch": range(MAX_ID // 2),  # So that it can grow.
     "time_scheduled": range(MAX_ID + 1),
     "time_created": range(MAX_ID + 1),
     "time_next": range(MAX_ID + 1),

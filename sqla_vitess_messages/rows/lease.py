@@ -12,6 +12,7 @@ from sqlalchemy.orm import class_mapper
 
 from ..errors import InvalidArgument, InvalidArgumentType
 from ..events import Outcome
+from .epochs import attempts
 from .message import Message, is_enqueued, queue_table
 from .queries import chunks, key_getter, key_names
 from .transactions import Commit
@@ -42,7 +43,7 @@ class Lease:
     """What identifies a message's row, and until when this process may settle it.
 
     :param key: the values of :func:`.queries.key_names`, ``id`` first.
-    :param epoch: the message's epoch as it was handed out.
+    :param epoch: the message's epoch as it was handed out; see :mod:`.epochs`.
     :param usable_until: when the message is no longer to be given to a handler, on
         :func:`time.monotonic`: ``ack_wait`` after it was handed out.
     :param expires_at: when the lease ends in the database, on the same clock: later by the backoff.
@@ -94,6 +95,11 @@ class Lease:
         """The message's ``id``."""
         found: int = self.key[0]
         return found
+
+    @property
+    def attempts(self) -> int:
+        """How often the message was handed out before."""
+        return attempts(self.epoch)
 
     @property
     def fence(self) -> int:

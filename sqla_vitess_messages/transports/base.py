@@ -13,6 +13,7 @@ from ..events import Event
 from ..rows import states
 from ..rows.backoff import longest_backoff
 from ..rows.deadlocks import retry_on_deadlock
+from ..rows.epochs import attempts
 from ..rows.lease import Confirm, Lease, chunks_by_shard, give_leases, lease_of
 from ..rows.message import Message, queue_table
 from ..rows.queries import batch_parameters
@@ -103,7 +104,9 @@ class BaseTransport(Generic[M]):
         give_leases(
             messages,
             usable_until=earliest + wait,
-            expires_at=lambda epoch: latest + wait + longest_backoff(epoch, self._options),
+            expires_at=lambda epoch: (
+                latest + wait + longest_backoff(attempts(epoch), self._options)
+            ),
             shard=shard,
             confirm=confirm,
         )
