@@ -223,6 +223,8 @@ class MessageQueueMixin(Message):
     def dead(cls: type[Q], session: Session, limit: int = 100) -> list[Q]:
         """Return messages that have failed for good, as instances of the session.
 
+        Those that can't be loaded are left out, with a warning in the log.
+
         :param limit: how many at most.
         """
         return dead.find(cls, session, limit)

@@ -19,7 +19,6 @@ from sqlalchemy.orm.attributes import instance_state
 from ..errors import AlreadySettled, InvalidArgumentType, LeaseLost
 from ..rows import settle
 from ..rows.deadlocks import retry_on_deadlock
-from ..rows.epochs import attempts
 from ..rows.lease import Lease, give_lease, lease_of
 from ..rows.message import Message, queue_table
 from ..rows.reasons import describe_error
@@ -171,8 +170,8 @@ class MessageProcessor(Generic[M]):
         fresh: list[M] = []
         for message in messages:
             lease = _lease(message)
-            if is_exhausted(self._retry, attempts(lease.epoch)):
-                reason = f"handed out {attempts(lease.epoch)} times and never settled"
+            if is_exhausted(self._retry, lease.attempts):
+                reason = f"handed out {lease.attempts} times and never settled"
                 self._settle(lease, RetryDecision(None, reason))
             else:
                 fresh.append(message)
@@ -213,7 +212,7 @@ class MessageProcessor(Generic[M]):
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
-            decision = decide(self._retry, error, attempts(lease.epoch))
+            decision = decide(self._retry, error, lease.attempts)
             log.info("rolled back: %s", decision.reason, extra=self._extra(lease), exc_info=error)
             self._settle(lease, decision)
 

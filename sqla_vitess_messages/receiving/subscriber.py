@@ -36,6 +36,8 @@ from .arguments import check_count
 from .batcher import Change, PendingSettlement
 from .in_flight import InFlight
 from .loop import ReceiveLoop
+from .rejection import queue_policy
+from .retries import RetryPolicy
 
 __all__ = ["BaseSubscriber", "M", "Subscriber"]
 
@@ -144,7 +146,11 @@ class BaseSubscriber(Generic[M, FutureT]):
             raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
         return self._loop
 
-    def _open(self) -> None:
+    def _open(self, retry: RetryPolicy | None = None) -> None:
+        """Connect and begin to receive.
+
+        :param retry: for messages that can't be loaded. Default: the queue's own backoff.
+        """
         if self._loop is not None:
             return
         loop = ReceiveLoop(
@@ -154,6 +160,7 @@ class BaseSubscriber(Generic[M, FutureT]):
             self._lock,
             self._make_runtime(),
             max_attempts=self._max_attempts,
+            retry=retry or queue_policy(queue_table(self.model), self._max_attempts),
             on_event=self._on_event,
         )
         loop.open(self._choice)

@@ -14,7 +14,7 @@ from ..errors import InvalidArgument, InvalidArgumentType
 from ..events import Outcome
 from .epochs import attempts
 from .message import Message, is_enqueued, queue_table
-from .queries import chunks, key_getter, key_names
+from .queries import chunks, key_attributes, key_getter
 from .transactions import Commit
 
 __all__ = [
@@ -190,12 +190,8 @@ def _of_queried(message: Message) -> Lease:
             f"messages: {message!r} was never enqueued; add it to a session instead"
         )
     model = type(message)
-    table = queue_table(model)
-    mapper = class_mapper(model)
-    key = tuple(
-        getattr(message, mapper.get_property_by_column(table.c[name]).key)
-        for name in key_names(table)
-    )
+    attributes = key_attributes(class_mapper(model), queue_table(model))
+    key = tuple(getattr(message, name) for name in attributes)
     return Lease(key, (message.epoch or 0) - 1, inf, inf, is_received=False)
 
 
