@@ -15,7 +15,7 @@ from ..events import Outcome
 from .epochs import attempts
 from .message import Message, is_enqueued, queue_table
 from .queries import chunks, key_attributes, key_getter
-from .transactions import Commit
+from .transactions import Commit, call_guarded
 
 __all__ = [
     "Confirm",
@@ -150,7 +150,7 @@ class Lease:
             if lease._on_settling is not None:
                 calls[lease._on_settling].append(lease)
         for call, of_one_subscriber in calls.items():
-            call(of_one_subscriber)
+            call_guarded(call, of_one_subscriber)
 
     @staticmethod
     def confirm_delivery(leases: Iterable[Lease]) -> None:

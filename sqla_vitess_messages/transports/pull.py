@@ -90,6 +90,7 @@ class PullTransport(BaseTransport[M]):
         """Do nothing: pulled messages are delivered at once."""
 
     def close(self) -> None:
+        local_notify.stop_listening(self._table, self._receiver)
         self._close_leasers()
         super().close()
 
