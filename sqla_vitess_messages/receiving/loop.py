@@ -19,9 +19,9 @@ from sqlalchemy.exc import DBAPIError
 from ..errors import LeaseLost, SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
 from ..rows import settle
-from ..rows.deadlocks import retry_on_deadlock
 from ..rows.lease import Lease, leases_of
 from ..rows.message import Message, queue_table
+from ..rows.transient import retry_transaction
 from ..runtime import Runtime, Task
 from ..transports.base import Transport
 from ..transports.choice import Grpc, Pull, Stream
@@ -181,6 +181,13 @@ class ReceiveLoop(Generic[M]):
             settle.extend_unlocked, self._model, self._engine, leases, seconds
         )
 
+    def release(self, messages: Sequence[M]) -> None:
+        """Make messages that were handed out ready for others, as if they had not been."""
+        self._runtime.call(self._transport.release, messages)
+        with self._lock:
+            self._in_flight.drop(leases_of(self._model, messages))
+            self._work_available.notify()
+
     def _on_settling(self, leases: Sequence[Lease]) -> None:
         with self._lock:
             self._in_flight.add_settling(leases)
@@ -329,7 +336,7 @@ class ReceiveLoop(Generic[M]):
                 settle.fail(self._model, connection, leases, reason)
 
         try:
-            self._runtime.call(retry_on_deadlock, fail)
+            self._runtime.call(retry_transaction, fail)
         except LeaseLost:
             log.info("messages were handed out again meanwhile", extra={"queue": self._queue})
         else:

@@ -12,7 +12,15 @@ from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
 from ..rows.reasons import describe_error, text_of
 
-__all__ = ["Discard", "Retry", "RetryDecision", "RetryPolicy", "decide", "is_exhausted"]
+__all__ = [
+    "Discard",
+    "Retry",
+    "RetryDecision",
+    "RetryPolicy",
+    "decide",
+    "is_exhausted",
+    "only_error",
+]
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +106,7 @@ def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecisi
     :param error: the exception that its handler raised.
     :param epoch: how often it was handed out before.
     """
-    error = _only_error(error)
+    error = only_error(error)
     if isinstance(error, Discard):
         return RetryDecision(None, text_of(error))
     reason = describe_error(error)
@@ -112,7 +120,7 @@ def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecisi
     return RetryDecision(_delay(rule, epoch), reason)
 
 
-def _only_error(error: BaseException) -> BaseException:
+def only_error(error: BaseException) -> BaseException:
     """Return the one exception of a group, as a TaskGroup raises it, or else the error itself."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]

@@ -30,7 +30,7 @@ from ..rows.message import queue_table
 from ..runtime import Condition, Runtime, Task, ThreadRuntime
 from ..table.options import queue_options
 from .arguments import check_count
-from .handling import MessageProcessor, check_handler, check_result
+from .handling import MessageProcessor, check_handler, check_result, check_sessions
 from .renewal import Heartbeat, LeaseRenewals
 from .retries import RetryPolicy
 from .subscriber import BaseSubscriber, M, Subscriber
@@ -153,6 +153,7 @@ class BaseWorker(Generic[M]):
     def _start(self) -> None:
         if self._tasks:
             return
+        check_sessions(self._subscriber.model, self._begin_handling)
         self._runtime = runtime = self._make_runtime()
         self._subscriber._open()
         self._changed = runtime.condition(self._lock)
@@ -163,9 +164,13 @@ class BaseWorker(Generic[M]):
         processor = MessageProcessor(
             self._subscriber.model,
             self._begin_handling,
+            self._subscriber._open_loop().release,
             retry=self._retry,
             batch_size=self._batch_size,
             renewals=self._renewals,
+            repeat_for=self._ack_wait,
+            sleep=partial(self._wait_until, lambda: self._must_stop),
+            must_stop=lambda: self._must_stop,
             is_cancellation=runtime.is_cancellation,
         )
         self._running = self.concurrency

@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 
 from .. import clock
 from ..rows import states
-from ..rows.deadlocks import retry_on_deadlock
 from ..rows.enqueue import PRIORITIES
 from ..rows.queries import by_index, unindexed
+from ..rows.transient import retry_transaction
 from ..table.layouts import LAYOUTS
 from .base import BaseTransport, M
 
@@ -84,7 +84,7 @@ class ShardLeaser(BaseTransport[M]):
         began = time.monotonic()
         limit = min(limit, LARGEST_PULL)
         leasing = partial(self._lease_in_transaction, limit, clock.to_nanoseconds(due_for))
-        messages = retry_on_deadlock(leasing)
+        messages = retry_transaction(leasing)
         self._give_leases(messages, began, time.monotonic(), shard=self._shard)
         return messages
 
