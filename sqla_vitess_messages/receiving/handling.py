@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-import random
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
-from datetime import date, datetime, timedelta
-from datetime import time as time_of_day
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -25,9 +22,9 @@ from ..rows import settle
 from ..rows.lease import Lease, give_lease, lease_of
 from ..rows.message import Message, queue_table
 from ..rows.reasons import describe_error
-from ..rows.transient import is_transient
 from .renewal import LeaseRenewals
-from .retries import RetryDecision, RetryPolicy, decide, is_exhausted, only_error
+from .repetition import Repetition, is_busy
+from .retries import RetryDecision, RetryPolicy, decide, is_exhausted
 
 __all__ = [
     "BeginHandling",
@@ -49,26 +46,8 @@ BeginHandling = Callable[[], AbstractContextManager[tuple[Session, RunHandler]]]
 """Begins a transaction, which commits with the block. Gives its session, and a function that runs
 the handler in it."""
 
-FIRST_REPEAT_DELAY = 0.02
-"""Seconds until a transaction is repeated for the first time, at most; doubled at each time."""
-
-MAX_REPEAT_DELAY = 1.0
-
 _IMMUTABLE = frozenset(
-    (
-        bool,
-        int,
-        float,
-        str,
-        bytes,
-        type(None),
-        Decimal,
-        UUID,
-        date,
-        datetime,
-        time_of_day,
-        timedelta,
-    )
+    (bool, int, float, str, bytes, type(None), Decimal, UUID, date, datetime, time, timedelta)
 )
 """The types of values that several instances may share."""
 
@@ -178,9 +157,7 @@ class MessageProcessor(Generic[M]):
     :param begin: begins the transaction of a handler, or of a settlement alone.
     :param release: makes messages ready for others, as if they had not been handed out.
     :param batch_size: None where the handler takes one message instead of a list.
-    :param repeat_for: seconds in which a transaction is repeated that fails for a passing reason.
-    :param sleep: waits so many seconds, or until the worker is to stop.
-    :param must_stop: returns whether the worker is to stop.
+    :param repeat: calls a transaction, several times if necessary.
     :param is_cancellation: returns whether an error means that the running task is to end.
     """
 
@@ -193,9 +170,7 @@ class MessageProcessor(Generic[M]):
         retry: RetryPolicy,
         batch_size: int | None,
         renewals: LeaseRenewals,
-        repeat_for: float,
-        sleep: Callable[[float], None],
-        must_stop: Callable[[], bool],
+        repeat: Repetition,
         is_cancellation: Callable[[BaseException], bool],
     ) -> None:
         self._model = model
@@ -205,9 +180,7 @@ class MessageProcessor(Generic[M]):
         self._retry = retry
         self._batch_size = batch_size
         self._renewals = renewals
-        self._repeat_for = repeat_for
-        self._sleep = sleep
-        self._must_stop = must_stop
+        self._repeat = repeat
         self._is_cancellation = is_cancellation
 
     def process(self, messages: Sequence[M]) -> None:
@@ -240,8 +213,8 @@ class MessageProcessor(Generic[M]):
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
-            if is_transient(only_error(error)):
-                self._release_untried(messages, error)
+            if is_busy(error):
+                self._release_unhandled(messages, error)
                 return True
             # Each message alone will show which of them failed.
             log.info(
@@ -260,8 +233,8 @@ class MessageProcessor(Generic[M]):
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
-            if is_transient(only_error(error)):
-                self._release_untried([message], error)
+            if is_busy(error):
+                self._release_unhandled([message], error)
                 return
             decision = decide(self._retry, error, lease.epoch)
             log.info("rolled back: %s", decision.reason, extra=self._extra(lease), exc_info=error)
@@ -286,31 +259,7 @@ class MessageProcessor(Generic[M]):
             self._renewals.resume(leases)
             raise
 
-    def _repeat(self, transaction: Callable[[], None]) -> None:
-        """Run a transaction, and again as long as it fails only because of others.
-
-        Those may hold their locks for long, so each repetition waits longer than the one before.
-        """
-        give_up_at = time.monotonic() + self._repeat_for
-        try:
-            return transaction()
-        except BaseException as error:
-            if not is_transient(only_error(error)):
-                raise
-        from tenacity import Retrying, retry_if_exception
-        from tenacity.wait import wait_random_exponential
-
-        retrying = Retrying(
-            retry=retry_if_exception(lambda error: is_transient(only_error(error))),
-            wait=wait_random_exponential(multiplier=FIRST_REPEAT_DELAY, max=MAX_REPEAT_DELAY),
-            stop=lambda _state: self._must_stop() or time.monotonic() >= give_up_at,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        self._sleep(random.uniform(0, FIRST_REPEAT_DELAY))
-        return retrying(transaction)
-
-    def _release_untried(self, messages: Sequence[M], error: BaseException) -> None:
+    def _release_unhandled(self, messages: Sequence[M], error: BaseException) -> None:
         """Release messages that could not be handled because of others; no attempt counts."""
         leases = [_lease(message) for message in messages]
         extra = {"queue": self._queue, "message_ids": [lease.message_id for lease in leases]}

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Engine, exc
 
 from ..errors import LeaseLost, SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
@@ -258,7 +257,9 @@ class ReceiveLoop(Generic[M]):
         from tenacity.wait import wait_random_exponential
 
         # SQLAlchemy passes some of the driver's errors on as they are: those of isolation levels.
-        lost_connection = (DBAPIError, self._engine.dialect.loaded_dbapi.Error, OSError)
+        # Its TimeoutError is that of the Engine's pool.
+        driver_error = self._engine.dialect.loaded_dbapi.Error
+        lost_connection = (exc.DBAPIError, exc.TimeoutError, driver_error, OSError)
         retrying = Retrying(
             retry=retry_if_exception_type(lost_connection),
             wait=wait_random_exponential(multiplier=0.1, max=MAX_RECONNECT_DELAY),

@@ -14,7 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 from sqlalchemy.pool import Pool
 
-__all__ = ["begin_before_savepoint", "commits_each_statement"]
+__all__ = ["begin_before_savepoint", "commits_each_statement", "use_legacy_mode"]
 
 _DIALECT = "sqlalchemy.dialects.sqlite.base"
 
@@ -60,11 +60,21 @@ def commits_each_statement(driver: Any) -> bool:
     return driver.isolation_level is None or not _is_legacy(driver)
 
 
-def _is_legacy(driver: Any) -> bool:
-    """Return whether sqlite3 begins a transaction when a statement needs one.
+def use_legacy_mode(driver: Any) -> None:
+    """Have ``isolation_level`` determine when a connection begins a transaction."""
+    if not _is_legacy(driver):
+        _own(driver).autocommit = _LEGACY
 
-    With Python 3.12's ``autocommit=False`` there always is one, with ``autocommit=True`` never.
+
+def _is_legacy(driver: Any) -> bool:
+    """Return whether ``isolation_level`` determines when a connection begins a transaction.
+
+    With Python 3.12's ``autocommit=False`` it always has one, with ``autocommit=True`` never.
     """
-    # aiosqlite's connection wraps one of sqlite3.
-    found: int = getattr(getattr(driver, "_conn", driver), "autocommit", _LEGACY)
+    found: int = getattr(_own(driver), "autocommit", _LEGACY)
     return found == _LEGACY
+
+
+def _own(driver: Any) -> Any:
+    """Return sqlite3's own connection, which that of aiosqlite wraps."""
+    return getattr(driver, "_conn", driver)
