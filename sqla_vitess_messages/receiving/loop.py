@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Engine, exc
 
 from ..errors import SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
 from ..rows import settle
 from ..rows.epochs import attempts
-from ..rows.lease import Lease, lease_of
+from ..rows.lease import Lease, lease_of, leases_of
 from ..rows.message import Message, queue_table
 from ..runtime import Runtime, Task
 from ..transports.base import Transport, Unloadable
@@ -186,6 +185,13 @@ class ReceiveLoop(Generic[M]):
             settle.extend_unlocked, self._model, self._engine, leases, seconds
         )
 
+    def release(self, messages: Sequence[M]) -> None:
+        """Make messages that were handed out ready for others, as if they had not been."""
+        self._runtime.call(self._transport.release, messages)
+        with self._lock:
+            self._in_flight.drop(leases_of(self._model, messages))
+            self._work_available.notify()
+
     def _on_settling(self, leases: Sequence[Lease]) -> None:
         with self._lock:
             self._in_flight.add_settling(leases)
@@ -260,7 +266,9 @@ class ReceiveLoop(Generic[M]):
         from tenacity.wait import wait_random_exponential
 
         # SQLAlchemy passes some of the driver's errors on as they are: those of isolation levels.
-        lost_connection = (DBAPIError, self._engine.dialect.loaded_dbapi.Error, OSError)
+        # Its TimeoutError is that of the Engine's pool.
+        driver_error = self._engine.dialect.loaded_dbapi.Error
+        lost_connection = (exc.DBAPIError, exc.TimeoutError, driver_error, OSError)
         retrying = Retrying(
             retry=retry_if_exception_type(lost_connection),
             wait=wait_random_exponential(multiplier=0.1, max=MAX_RECONNECT_DELAY),

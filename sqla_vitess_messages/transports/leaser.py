@@ -11,10 +11,10 @@ from sqlalchemy import Connection, Engine, bindparam, delete, select
 
 from .. import clock
 from ..rows import states
-from ..rows.deadlocks import retry_on_deadlock
 from ..rows.enqueue import PRIORITIES
 from ..rows.loading import may_be_a_row
 from ..rows.queries import by_index, unindexed
+from ..rows.transient import retry_transaction
 from ..table.layouts import LAYOUTS
 from .base import BaseTransport, Batch, LeasedRow, M
 
@@ -97,9 +97,9 @@ class ShardLeaser(BaseTransport[M]):
         began = time.monotonic()
         some = min(limit, LARGEST_PULL), clock.to_nanoseconds(due_for)
         try:
-            messages = retry_on_deadlock(partial(self._lease_in_transaction, *some))
+            messages = retry_transaction(partial(self._lease_in_transaction, *some))
         except _CannotLoad:
-            rows = retry_on_deadlock(partial(self._lease_rows_in_transaction, *some))
+            rows = retry_transaction(partial(self._lease_rows_in_transaction, *some))
             return self._load(rows, began, time.monotonic(), shard=self._shard)
         self._give_leases(messages, began, time.monotonic(), shard=self._shard)
         return Batch(messages, [])

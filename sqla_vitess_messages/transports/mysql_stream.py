@@ -19,8 +19,11 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
 
+from ..errors import InvalidArgument
 from ..runtime import Runtime, Task
+from ..vitess.server import is_pymysql
 from .base import LeasedRow, M, Receiver
 from .engines import set_read_timeout
 from .pull import PullTransport
@@ -29,7 +32,7 @@ from .stream_base import BaseStreamTransport
 if TYPE_CHECKING:
     from ..vitess.stream_cursor import StreamCursor
 
-__all__ = ["StreamTransport"]
+__all__ = ["StreamTransport", "check_stream"]
 
 SEGMENT = 1.0
 """Seconds after which the server ends a stream. Stopping takes that long at most."""
@@ -38,6 +41,25 @@ LANES = 2
 
 SILENCE = 1.5
 """Seconds without the end of a segment, after its time, until the server counts as gone."""
+
+
+def check_stream(engine: Engine) -> None:
+    """Check that an engine can stream.
+
+    :raises InvalidArgument: when its driver can't, or its pool has too few connections.
+    """
+    if not is_pymysql(engine.dialect):
+        raise InvalidArgument(
+            f"transport='stream': needs the driver pymysql, not {engine.url.drivername}"
+        )
+    pool = engine.pool
+    if isinstance(pool, QueuePool) and pool._max_overflow >= 0:
+        most = pool.size() + pool._max_overflow
+        if 0 < most <= LANES:
+            raise InvalidArgument(
+                f"transport='stream': needs {LANES + 1} connections, and the bind's pool has "
+                f"{most}; raise its pool_size or max_overflow"
+            )
 
 
 class StreamTransport(BaseStreamTransport[M]):
