@@ -24,6 +24,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from . import clock
 from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
 from .rows import dead, defaults, enqueue, settle
+from .rows.epochs import attempts
 from .rows.lease import Lease, leases_of
 from .rows.message import Message, is_enqueued
 from .rows.pydantic import check_version
@@ -89,7 +90,7 @@ class MessageQueueMixin(Message):
         time_next: Mapped[int | None]
         """When it is due (again), in ns since 1970; None once acked."""
         epoch: Mapped[int]
-        """How often it was handed out before."""
+        """What identifies this delivery: it grows with each, and is never used again."""
         time_created: Mapped[int]
         """When it was made, in ns since 1970. Not in the minimal layout."""
         time_acked: Mapped[int | None]
@@ -129,6 +130,14 @@ class MessageQueueMixin(Message):
     def deliver_in(self, value: float | timedelta) -> None:
         delay = clock.to_nanoseconds(clock.to_seconds(value, "deliver_in"))
         self._set_delivery_time(clock.now() + delay)
+
+    @property
+    def attempts(self) -> int:
+        """How often it was handed out before, since it was enqueued or requeued.
+
+        A message that was released before a handler got it doesn't count as handed out.
+        """
+        return attempts(self.epoch)
 
     def ack(self, session: SessionOrConnection) -> None:
         """Settle the message in the caller's transaction: its work is done.
@@ -218,6 +227,8 @@ class MessageQueueMixin(Message):
     @classmethod
     def dead(cls: type[Q], session: Session, limit: int = 100) -> list[Q]:
         """Return messages that have failed for good, as instances of the session.
+
+        Those that can't be loaded are left out, with a warning in the log.
 
         :param limit: how many at most.
         """

@@ -124,7 +124,7 @@ def _settle(
 ) -> None:
     decision = RetryDecision(0, "raised")
     if retry is not None:
-        decision = decide(retry, error, message.epoch)
+        decision = decide(retry, error, message.attempts)
     with session_factory() as session, session.begin():
         if decision.delay is None:
             message.fail(session, decision.reason)

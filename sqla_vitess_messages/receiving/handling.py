@@ -170,8 +170,8 @@ class MessageProcessor(Generic[M]):
         fresh: list[M] = []
         for message in messages:
             lease = _lease(message)
-            if is_exhausted(self._retry, lease.epoch):
-                reason = f"handed out {lease.epoch} times and never settled"
+            if is_exhausted(self._retry, lease.attempts):
+                reason = f"handed out {lease.attempts} times and never settled"
                 self._settle(lease, RetryDecision(None, reason))
             else:
                 fresh.append(message)
@@ -212,7 +212,7 @@ class MessageProcessor(Generic[M]):
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
-            decision = decide(self._retry, error, lease.epoch)
+            decision = decide(self._retry, error, lease.attempts)
             log.info("rolled back: %s", decision.reason, extra=self._extra(lease), exc_info=error)
             self._settle(lease, decision)
 

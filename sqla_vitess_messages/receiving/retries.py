@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..rows.epochs import MAX_ATTEMPTS
 from ..rows.reasons import describe_error, text_of
 
 __all__ = ["Discard", "Retry", "RetryDecision", "RetryPolicy", "decide", "is_exhausted"]
@@ -73,8 +74,10 @@ class RetryPolicy:
         if most is not None:
             if isinstance(most, bool) or not isinstance(most, int):
                 raise InvalidArgumentType(f"max_attempts={most!r}: expected an int or None")
-            if most < 1:
-                raise InvalidArgument(f"max_attempts={most}: expected at least 1, or None")
+            if not 1 <= most <= MAX_ATTEMPTS:
+                raise InvalidArgument(
+                    f"max_attempts={most}: expected from 1 to {MAX_ATTEMPTS}, or None"
+                )
         first = clock.to_seconds(self.min_delay, "min_delay", minimum=0.001)
         clock.to_seconds(self.max_delay, "max_delay", minimum=first)
         for error, policy in self.rules.items():
@@ -84,19 +87,19 @@ class RetryPolicy:
                 raise InvalidArgumentType(f"rules: {policy!r} is neither a RetryPolicy nor None")
 
 
-def is_exhausted(policy: RetryPolicy, epoch: int) -> bool:
+def is_exhausted(policy: RetryPolicy, attempts: int) -> bool:
     """Return whether a message was handed out as often as the policy allows.
 
-    :param epoch: how often it was handed out before.
+    :param attempts: how often it was handed out before.
     """
-    return policy.max_attempts is not None and epoch >= policy.max_attempts
+    return policy.max_attempts is not None and attempts >= policy.max_attempts
 
 
-def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecision:
+def decide(policy: RetryPolicy, error: BaseException, attempts: int) -> RetryDecision:
     """Return whether and when a message is retried.
 
     :param error: the exception that its handler raised.
-    :param epoch: how often it was handed out before.
+    :param attempts: how often it was handed out before.
     """
     error = _only_error(error)
     if isinstance(error, Discard):
@@ -105,11 +108,11 @@ def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecisi
     rule = _policy_for(policy, error)
     if rule is None:
         return RetryDecision(None, reason)
-    if is_exhausted(rule, epoch + 1):
-        return RetryDecision(None, f"{reason} (attempt {epoch + 1} of {rule.max_attempts})")
+    if is_exhausted(rule, attempts + 1):
+        return RetryDecision(None, f"{reason} (attempt {attempts + 1} of {rule.max_attempts})")
     if isinstance(error, Retry) and error.delay is not None:
         return RetryDecision(error.delay, reason)
-    return RetryDecision(_delay(rule, epoch), reason)
+    return RetryDecision(_delay(rule, attempts), reason)
 
 
 def _only_error(error: BaseException) -> BaseException:
@@ -129,13 +132,13 @@ def _policy_for(policy: RetryPolicy, error: BaseException) -> RetryPolicy | None
     return policy
 
 
-def _delay(policy: RetryPolicy, epoch: int) -> float:
+def _delay(policy: RetryPolicy, attempts: int) -> float:
     from tenacity import RetryCallState
     from tenacity.wait import wait_exponential, wait_random
 
     shortest = clock.to_seconds(policy.min_delay, "min_delay")
     longest = clock.to_seconds(policy.max_delay, "max_delay")
     state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
-    state.attempt_number = epoch + 1
+    state.attempt_number = attempts + 1
     delay: float = wait_exponential(multiplier=shortest, max=longest)(state)
     return delay - wait_random(0, delay / 2)(state)

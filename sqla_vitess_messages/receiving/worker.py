@@ -154,7 +154,7 @@ class BaseWorker(Generic[M]):
         if self._tasks:
             return
         self._runtime = runtime = self._make_runtime()
-        self._subscriber._open()
+        self._subscriber._open(self._retry)
         self._changed = runtime.condition(self._lock)
         self._error = None
         self._heartbeat = Heartbeat(

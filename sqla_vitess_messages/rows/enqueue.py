@@ -18,10 +18,10 @@ from sqlalchemy.orm import EXT_CONTINUE, InstanceState, Mapper, class_mapper
 from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
 from ..table.layouts import DEFAULT_PRIORITY
-from ..table.options import queue_options
 from .local_notify import has_listeners, notify
 from .message import Message, queue_table
 from .pydantic import allow_columns, is_pydantic
+from .queries import shard_columns
 from .transactions import call_at_commit
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ PRIORITIES = range(-128, 128)
 LIMITS = {
     "id": range(1, MAX_ID + 1),
     "priority": PRIORITIES,
-    "epoch": range(MAX_ID),
+    "epoch": range(MAX_ID // 2),  # So that it can grow.
     "time_scheduled": range(MAX_ID + 1),
     "time_created": range(MAX_ID + 1),
     "time_next": range(MAX_ID + 1),
@@ -107,9 +107,7 @@ def check(values: dict[str, Any], model: type[Message]) -> None:
 
 
 def _check_shard(values: dict[str, Any], model: type[Message]) -> None:
-    table = queue_table(model)
-    for name in queue_options(table).shard_by or ():
-        column = table.c[name]
+    for column in shard_columns(queue_table(model)):
         attribute = class_mapper(model).get_property_by_column(column).key
         given = values.get(attribute)
         if given is None and column.default is None and column.server_default is None:

@@ -6,7 +6,6 @@ a class, such as its schema, ``model_dump`` and ``repr``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.orm.attributes import set_attribute
@@ -36,7 +35,7 @@ def allow_columns(cls: type[Any]) -> None:
     fields = getattr(cls, "model_fields", None)
     if fields is None:
         return  # A dataclass accepts any attribute.
-    original: Callable[[object, str, object], None] = cls.__setattr__
+    original: Any = cls.__setattr__
 
     def __setattr__(self: object, name: str, value: object) -> None:  # noqa: N807
         if name not in fields and is_instrumented(self, name):  # type: ignore[no-untyped-call]

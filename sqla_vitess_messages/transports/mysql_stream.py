@@ -13,6 +13,7 @@ import threading
 import time
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import ExceptionContext
@@ -52,7 +53,7 @@ class StreamTransport(BaseStreamTransport[M]):
         self._lanes: list[Task] = []
         self._stopping = threading.Event()
         set_read_timeout(engine, SEGMENT + SILENCE)
-        event.listen(engine, "handle_error", self._abandon_result)
+        _handle_errors_of(engine)
 
     def _begin(self) -> None:
         self._stopping.clear()
@@ -106,21 +107,31 @@ class StreamTransport(BaseStreamTransport[M]):
             if not error.connection_invalidated or not seconds <= lasted < seconds + SILENCE:
                 raise
 
-    def close(self) -> None:
-        event.remove(self._engine, "handle_error", self._abandon_result)
-        super().close()
 
-    def _abandon_result(self, context: ExceptionContext) -> None:
-        """Keep PyMySQL from reading the rest of a result whose connection is gone.
+_streaming: WeakSet[Engine] = WeakSet()
 
-        It would do so when the cursor is deleted, and print an AttributeError.
-        """
-        if context.engine is not self._engine:
-            return  # The listener sits on the dialect, which a copied engine shares.
-        # Losing one connection is how a segment ends: the others are as good as before.
-        context.invalidate_pool_on_disconnect = False
-        cursor: Any = getattr(context.execution_context, "cursor", None)
-        result = getattr(cursor, "_result", None)
-        if context.is_disconnect and result is not None:
-            result.unbuffered_active = False
-            cursor._result = None
+
+def _handle_errors_of(engine: Engine) -> None:
+    """Have :func:`_abandon_result` called for errors on an engine.
+
+    One listener for all: it sits on the dialect, which engines that were copied share.
+    """
+    _streaming.add(engine)
+    if not event.contains(engine.dialect, "handle_error", _abandon_result):
+        event.listen(engine.dialect, "handle_error", _abandon_result)
+
+
+def _abandon_result(context: ExceptionContext) -> None:
+    """Keep PyMySQL from reading the rest of a result whose connection is gone.
+
+    It would do so when the cursor is deleted, and print an AttributeError.
+    """
+    if context.engine not in _streaming:
+        return
+    # Losing one connection is how a segment ends: the others are as good as before.
+    context.invalidate_pool_on_disconnect = False
+    cursor: Any = getattr(context.execution_context, "cursor", None)
+    result = getattr(cursor, "_result", None)
+    if context.is_disconnect and result is not None:
+        result.unbuffered_active = False
+        cursor._result = None

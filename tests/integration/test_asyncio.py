@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, BigInteger, Engine, String, select
+from sqlalchemy import URL, BigInteger, Engine, String, select, update
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -352,7 +352,7 @@ def test_a_lost_lease_keeps_the_transaction_from_committing(bench: Bench) -> Non
         async with bench.working(work, concurrency=1) as worker:
             await started.wait()
             async with bench.sessions() as session, session.begin():
-                (await session.scalars(select(bench.queue))).one().epoch += 1
+                await session.execute(update(bench.queue).values(epoch=bench.queue.epoch + 1))
             while not worker._renewals._lost:
                 await asyncio.sleep(0.02)
             lost.set()

@@ -27,12 +27,12 @@ ACK = Change("ack")
 
 
 def pending(id_: int, change: Change = ACK) -> PendingSettlement:
-    message: Any = SimpleNamespace(id=id_)
-    return PendingSettlement(message, change, Future())
+    lease: Any = SimpleNamespace(message_id=id_)
+    return PendingSettlement(lease, change, Future())
 
 
 def ids(group: Sequence[PendingSettlement]) -> list[int]:
-    return [settlement.message.id for settlement in group]
+    return [settlement.lease.message_id for settlement in group]
 
 
 def results(group: Sequence[PendingSettlement]) -> list[BaseException | None]:
@@ -168,11 +168,11 @@ class Database:
         self.committed.append(statements)
 
     def statement(self, outcome: str) -> Callable[..., None]:
-        def execute(_model: Any, connection: Any, messages: Sequence[Any], *values: Any) -> None:
-            for message in messages:
-                if message.id in self.bad:
-                    raise self.bad[message.id]
-            connection.append((outcome, [message.id for message in messages], *values))
+        def execute(_model: Any, connection: Any, leases: Sequence[Any], *values: Any) -> None:
+            for lease in leases:
+                if lease.message_id in self.bad:
+                    raise self.bad[lease.message_id]
+            connection.append((outcome, [lease.message_id for lease in leases], *values))
 
         return execute
 
