@@ -20,7 +20,7 @@ from ..errors import InvalidArgument, InvalidArgumentType
 from ..table.layouts import DEFAULT_PRIORITY
 from .local_notify import has_listeners, notify
 from .message import Message, queue_table
-from .pydantic import allow_columns, is_pydantic
+from .pydantic import allow_columns, fields, is_pydantic
 from .queries import shard_columns
 from .transactions import call_at_commit
 
@@ -128,19 +128,19 @@ def extend_constructor(cls: type[Message]) -> None:
     """Make a constructor with fixed arguments, as of a dataclass, accept the queue's as well."""
     original = cls.__init__
     parameters = signature(original).parameters
+    accepted = set(ENQUEUE_ARGUMENTS)
     if is_pydantic(cls):  # Its constructor takes any argument, and ignores what is no field.
         allow_columns(cls)
+        columns = class_mapper(cls, configure=False).columns.keys()
+        accepted.update(name for name in columns if name not in fields(cls))
     elif any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
+    accepted -= parameters.keys()
 
     @wraps(original)
     def __init__(self: Message, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         _check_arguments(kwargs)
-        own = {
-            name: kwargs.pop(name)
-            for name in ENQUEUE_ARGUMENTS
-            if name in kwargs and name not in parameters
-        }
+        own = {name: kwargs.pop(name) for name in [*kwargs] if name in accepted}
         original(self, *args, **kwargs)
         for name, value in own.items():
             setattr(self, name, value)

@@ -6,6 +6,7 @@ a class, such as its schema, ``model_dump`` and ``repr``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy.orm.attributes import set_attribute
@@ -13,7 +14,7 @@ from sqlalchemy.orm.instrumentation import is_instrumented
 
 from ..errors import InvalidQueue
 
-__all__ = ["allow_columns", "check_version", "is_pydantic"]
+__all__ = ["allow_columns", "check_version", "fields", "is_pydantic"]
 
 
 def is_pydantic(cls: type[Any]) -> bool:
@@ -30,15 +31,19 @@ def check_version(cls: type[Any]) -> None:
         raise InvalidQueue(f"{cls.__name__}: a queue with SQLModel needs pydantic 2")
 
 
+def fields(cls: type[Any]) -> Collection[str]:
+    """Return the names of the fields of a pydantic model or dataclass."""
+    of_model: Collection[str] | None = getattr(cls, "model_fields", None)
+    return cls.__pydantic_fields__ if of_model is None else of_model
+
+
 def allow_columns(cls: type[Any]) -> None:
     """Make instances accept mapped attributes that are no fields. A pydantic model refuses them."""
-    fields = getattr(cls, "model_fields", None)
-    if fields is None:
-        return  # A dataclass accepts any attribute.
+    known = fields(cls)
     original: Any = cls.__setattr__
 
     def __setattr__(self: object, name: str, value: object) -> None:  # noqa: N807
-        if name not in fields and is_instrumented(self, name):  # type: ignore[no-untyped-call]
+        if name not in known and is_instrumented(self, name):  # type: ignore[no-untyped-call]
             set_attribute(self, name, value)
         else:
             original(self, name, value)
