@@ -111,9 +111,12 @@ class GrpcTransport(BaseStreamTransport[M]):
 
         driver.before_waiting = deliver
         # Without stream_results, which would keep one row back until there are more.
-        for message in session.scalars(self._streaming()).yield_per(ROWS_AT_ONCE):
-            session.expunge(message)
-            messages.append(message)
+        try:
+            for message in session.scalars(self._streaming()).yield_per(ROWS_AT_ONCE):
+                session.expunge(message)
+                messages.append(message)
+        finally:
+            deliver()  # What has come is leased, though the call has failed.
 
     def _arrive(self, messages: Sequence[M]) -> None:
         super()._arrive(messages)
@@ -124,6 +127,6 @@ class GrpcTransport(BaseStreamTransport[M]):
         while self._last_arrival + GAP > time.monotonic() < end:
             self._runtime.sleep(GAP / 10)
 
-    def close(self) -> None:
-        super().close()
+    def disconnect(self) -> None:
+        super().disconnect()
         self._grpc.dispose()
