@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -13,16 +13,17 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+from sqlalchemy import exc
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import instance_state
 
 from ..errors import AlreadySettled, InvalidArgumentType, LeaseLost
 from ..rows import settle
-from ..rows.deadlocks import retry_on_deadlock
 from ..rows.lease import Lease, give_lease, lease_of
 from ..rows.message import Message, queue_table
 from ..rows.reasons import describe_error
 from .renewal import LeaseRenewals
+from .repetition import Repetition, is_busy
 from .retries import RetryDecision, RetryPolicy, decide, is_exhausted
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "MessageProcessor",
     "check_handler",
     "check_result",
+    "check_sessions",
     "handle_in_session",
 ]
 
@@ -94,6 +96,16 @@ def check_result(result: object) -> None:
         )
 
 
+def check_sessions(model: type[Message], begin: BeginHandling) -> None:
+    """Check that handlers get sessions with transactions.
+
+    :raises InvalidArgument: when each of their statements commits by itself.
+    """
+    # That the database is busy or away is no reason to refuse them.
+    with suppress(exc.DBAPIError, exc.TimeoutError), begin() as (session, _run_handler):
+        settle.settling_connection(model, session)
+
+
 def handle_in_session(
     model: type[M],
     session: Session,
@@ -109,7 +121,7 @@ def handle_in_session(
     instances = [_instance_in(session, m, lease) for m, lease in zip(messages, leases, strict=True)]
     run_handler(instances)
     before_ack()
-    connection = settle.connection_of(model, session)
+    connection = settle.settling_connection(model, session)
     unsettled = {
         lease: instance
         for lease, instance in zip(leases, instances, strict=True)
@@ -143,7 +155,9 @@ class MessageProcessor(Generic[M]):
     """Runs a handler for messages, and settles them.
 
     :param begin: begins the transaction of a handler, or of a settlement alone.
+    :param release: makes messages ready for others, as if they had not been handed out.
     :param batch_size: None where the handler takes one message instead of a list.
+    :param repeat: calls a transaction, several times if necessary.
     :param is_cancellation: returns whether an error means that the running task is to end.
     """
 
@@ -151,18 +165,22 @@ class MessageProcessor(Generic[M]):
         self,
         model: type[M],
         begin: BeginHandling,
+        release: Callable[[Sequence[M]], None],
         *,
         retry: RetryPolicy,
         batch_size: int | None,
         renewals: LeaseRenewals,
+        repeat: Repetition,
         is_cancellation: Callable[[BaseException], bool],
     ) -> None:
         self._model = model
         self._queue = queue_table(model).name
         self._begin = begin
+        self._release = release
         self._retry = retry
         self._batch_size = batch_size
         self._renewals = renewals
+        self._repeat = repeat
         self._is_cancellation = is_cancellation
 
     def process(self, messages: Sequence[M]) -> None:
@@ -189,12 +207,15 @@ class MessageProcessor(Generic[M]):
                 self._settle(lease, RetryDecision(0, "cancelled"))
 
     def _handle_batch(self, messages: Sequence[M]) -> bool:
-        """Handle messages in one transaction, and return whether it has committed."""
+        """Handle messages in one transaction, and return whether that is done with."""
         try:
             self._handle(messages)
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
+            if is_busy(error):
+                self._release_unhandled(messages, error)
+                return True
             # Each message alone will show which of them failed.
             log.info(
                 "a batch failed, its messages follow one by one: %s", describe_error(error),
@@ -212,13 +233,16 @@ class MessageProcessor(Generic[M]):
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
+            if is_busy(error):
+                self._release_unhandled([message], error)
+                return
             decision = decide(self._retry, error, lease.attempts)
             log.info("rolled back: %s", decision.reason, extra=self._extra(lease), exc_info=error)
             self._settle(lease, decision)
 
     def _handle(self, messages: Sequence[M]) -> None:
-        """Run the handler and ack, in one transaction: repeated when it met a deadlock."""
-        retry_on_deadlock(partial(self._handle_in_transaction, messages))
+        """Run the handler and ack, in one transaction."""
+        self._repeat(partial(self._handle_in_transaction, messages))
 
     def _handle_in_transaction(self, messages: Sequence[M]) -> None:
         leases = [_lease(message) for message in messages]
@@ -235,21 +259,38 @@ class MessageProcessor(Generic[M]):
             self._renewals.resume(leases)
             raise
 
+    def _release_unhandled(self, messages: Sequence[M], error: BaseException) -> None:
+        """Release messages that could not be handled because of others; no attempt counts."""
+        leases = [_lease(message) for message in messages]
+        extra = {"queue": self._queue, "message_ids": [lease.message_id for lease in leases]}
+        log.warning(
+            "the database is busy, messages are released: %s", describe_error(error), extra=extra
+        )
+        try:
+            self._repeat(partial(self._release, messages))
+        except BaseException as failure:
+            if self._is_cancellation(failure):
+                raise
+            log.exception("not released; the messages come back later", extra=extra)
+
     def _settle(self, lease: Lease, decision: RetryDecision) -> None:
         """Retry or fail a message, in a transaction of its own."""
         try:
             self._renewals.pause([lease])
-            with self._begin() as (session, _run_handler):
-                if decision.delay is None:
-                    settle.fail(self._model, session, [lease], decision.reason)
-                else:
-                    settle.retry(self._model, session, [lease], decision.delay)
+            self._repeat(partial(self._settle_in_transaction, lease, decision))
         except LeaseLost as error:
             self._log_lost(lease, error)
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
             log.exception("not settled; the message comes back later", extra=self._extra(lease))
+
+    def _settle_in_transaction(self, lease: Lease, decision: RetryDecision) -> None:
+        with self._begin() as (session, _run_handler):
+            if decision.delay is None:
+                settle.fail(self._model, session, [lease], decision.reason)
+            else:
+                settle.retry(self._model, session, [lease], decision.delay)
 
     def _log_lost(self, lease: Lease, error: Exception) -> None:
         log.warning("others have the message: %s", error, extra=self._extra(lease))

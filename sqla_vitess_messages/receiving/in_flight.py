@@ -102,6 +102,10 @@ class InFlight(Generic[M]):
         if outcome == "fail":
             self._events.append(Dead(self._queue, lease.message_id, lease.epoch))
 
+    def drop(self, leases: Iterable[Lease]) -> None:
+        """Forget messages that were handed out, and are released now."""
+        self._handed_out.difference_update(leases)
+
     @property
     def free(self) -> int:
         """How many slots are free; less than 0 if a stream brought too many messages."""

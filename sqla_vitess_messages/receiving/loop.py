@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from ..errors import SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
 from ..rows import settle
-from ..rows.lease import Lease
+from ..rows.lease import Lease, leases_of
 from ..rows.message import Message, queue_table
 from ..runtime import Runtime, Task
 from ..transports.base import Transport, Unloadable
@@ -211,6 +211,13 @@ class ReceiveLoop(Generic[M]):
         except lost_connection_errors(self._engine):
             self._disconnect()
             raise
+
+    def release(self, messages: Sequence[M]) -> None:
+        """Make messages that were handed out ready for others, as if they had not been."""
+        self._runtime.call(self._transport.release, messages)
+        with self._lock:
+            self._in_flight.drop(leases_of(self._model, messages))
+            self._work_available.notify()
 
     def _on_settling(self, slots: InFlight[M], leases: Sequence[Lease]) -> None:
         with self._lock:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Engine, exc
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -20,7 +19,8 @@ MAX_RECONNECT_DELAY = 2.0
 def lost_connection_errors(engine: Engine) -> tuple[type[Exception], ...]:
     """Return the classes of errors after which to reconnect."""
     # SQLAlchemy passes some of the driver's errors on as they are: those of isolation levels.
-    return DBAPIError, engine.dialect.loaded_dbapi.Error, OSError
+    # Its TimeoutError is that of the Engine's pool.
+    return exc.DBAPIError, exc.TimeoutError, engine.dialect.loaded_dbapi.Error, OSError
 
 
 def repeat_until_stopped(

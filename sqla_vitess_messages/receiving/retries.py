@@ -13,7 +13,15 @@ from ..errors import InvalidArgument, InvalidArgumentType
 from ..rows.epochs import MAX_ATTEMPTS
 from ..rows.reasons import describe_error, text_of
 
-__all__ = ["Discard", "Retry", "RetryDecision", "RetryPolicy", "decide", "is_exhausted"]
+__all__ = [
+    "Discard",
+    "Retry",
+    "RetryDecision",
+    "RetryPolicy",
+    "decide",
+    "is_exhausted",
+    "only_error",
+]
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +109,7 @@ def decide(policy: RetryPolicy, error: BaseException, attempts: int) -> RetryDec
     :param error: the exception that its handler raised.
     :param attempts: how often it was handed out before.
     """
-    error = _only_error(error)
+    error = only_error(error)
     if isinstance(error, Discard):
         return RetryDecision(None, text_of(error))
     reason = describe_error(error)
@@ -115,7 +123,7 @@ def decide(policy: RetryPolicy, error: BaseException, attempts: int) -> RetryDec
     return RetryDecision(_delay(rule, attempts), reason)
 
 
-def _only_error(error: BaseException) -> BaseException:
+def only_error(error: BaseException) -> BaseException:
     """Return the one exception of a group, as a TaskGroup raises it, or else the error itself."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]

@@ -47,9 +47,9 @@ def find(model: type[M], session: Session, limit: int) -> list[M]:
     for ids in _dead_ids_in_order(session, table):
         loaded, failed = load_separately(load, ids)
         found += loaded
-        for message_id, reason in failed:
+        for message_id, failure in failed:
             log.warning(
-                "message %d can't be loaded: %s", message_id, describe_error(reason),
+                "message %d can't be loaded: %s", message_id, describe_error(failure),
                 extra={"queue": table.name, "message_id": message_id},
             )  # fmt: skip
         if len(found) >= limit:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from .deadlocks import is_deadlock
+from .transient import is_transient
 
 __all__ = ["load_separately", "may_be_a_row"]
 
@@ -23,7 +23,7 @@ def may_be_a_row(error: Exception) -> bool:
     """Return whether loading may have failed because of a row, and not of the database."""
     if not isinstance(error, DBAPIError):
         return True  # A type's own code, a driver that decodes a value, a listener to "load".
-    return not (error.connection_invalidated or is_deadlock(error))
+    return not (error.connection_invalidated or is_transient(error))
 
 
 def load_separately(

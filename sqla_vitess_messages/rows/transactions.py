@@ -1,6 +1,7 @@
 """Run something when a connection's transaction commits, and not when it rolls back.
 
-Savepoints count: what was asked for inside one that rolls back is forgotten.
+Savepoints count: what was asked for inside one that rolls back is forgotten. A transaction with a
+two-phase commit counts as well.
 
 All of this runs inside of the user's COMMIT or ROLLBACK, before it is sent. An exception would keep
 it from being sent, and the connection would return to the pool with the transaction open, which
@@ -19,7 +20,16 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.base import OptionEngine
 
-__all__ = ["Commit", "call_at_commit", "call_guarded", "pending_arguments"]
+from ..vitess.server import is_sqlite
+from . import sqlite
+
+__all__ = [
+    "Commit",
+    "call_at_commit",
+    "call_guarded",
+    "commits_each_statement",
+    "pending_arguments",
+]
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -127,6 +137,20 @@ def pending_arguments(connection: Connection) -> list[Any]:
     return [] if pending is None else pending.arguments
 
 
+def commits_each_statement(connection: Connection) -> bool:
+    """Return whether each statement commits by itself, as with the isolation level AUTOCOMMIT.
+
+    The driver knows: autocommit may also be among its own arguments.
+    """
+    driver: Any = connection.connection.driver_connection
+    if is_sqlite(connection.dialect):
+        return sqlite.commits_each_statement(driver)
+    mode: bool | None = getattr(driver, "autocommit_mode", None)
+    if mode is None and hasattr(driver, "get_autocommit"):
+        mode = bool(driver.get_autocommit())
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT" or bool(mode)
+
+
 _listened: WeakSet[Engine] = WeakSet()
 
 
@@ -156,13 +180,13 @@ def _guarded(listener: Callable[P, None]) -> Callable[P, None]:
 
 
 @_guarded
-def _on_commit(connection: Connection) -> None:
+def _on_commit(connection: Connection, *_two_phase: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.commit(connection)
 
 
 @_guarded
-def _on_rollback(connection: Connection) -> None:
+def _on_rollback(connection: Connection, *_two_phase: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.roll_back()
 
@@ -195,7 +219,9 @@ def _on_error(context: ExceptionContext) -> None:
 
 _LISTENERS: dict[str, Callable[..., None]] = {
     "commit": _on_commit,
+    "commit_twophase": _on_commit,
     "rollback": _on_rollback,
+    "rollback_twophase": _on_rollback,
     "savepoint": _on_savepoint,
     "release_savepoint": _on_release_savepoint,
     "rollback_savepoint": _on_rollback_savepoint,

@@ -15,13 +15,13 @@ from sqlalchemy.orm.attributes import set_committed_value
 from ..events import Event
 from ..rows import states
 from ..rows.backoff import longest_backoff
-from ..rows.deadlocks import retry_on_deadlock
 from ..rows.epochs import attempts
 from ..rows.lease import Confirm, Lease, chunks_by_shard, give_leases, lease_of
 from ..rows.loading import load_separately
 from ..rows.message import Message, queue_table
 from ..rows.queries import batch_parameters, by_index, id_condition, key_columns
 from ..rows.reasons import describe_error
+from ..rows.transient import retry_transaction
 from ..table.layouts import LAYOUTS
 from ..table.options import queue_options
 
@@ -250,7 +250,7 @@ class BaseTransport(Generic[M]):
         by_fence: dict[int, list[Lease]] = {}
         for lease in leases:
             by_fence.setdefault(lease.fence, []).append(lease)
-        retry_on_deadlock(partial(self._release_in_transaction, by_fence))
+        retry_transaction(partial(self._release_in_transaction, by_fence))
 
     def _release_in_transaction(self, by_fence: dict[int, list[Lease]]) -> None:
         statement = states.release(self._table)

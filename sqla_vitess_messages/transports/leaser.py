@@ -12,10 +12,10 @@ from sqlalchemy import Connection, Engine, bindparam, delete, select
 from .. import clock
 from ..rows import states
 from ..rows.backoff import random_jitter
-from ..rows.deadlocks import retry_on_deadlock
 from ..rows.enqueue import PRIORITIES
 from ..rows.loading import may_be_a_row
 from ..rows.queries import by_index, unindexed
+from ..rows.transient import retry_transaction
 from ..table.layouts import LAYOUTS
 from .base import BaseTransport, Batch, LeasedRow, M
 
@@ -116,9 +116,9 @@ class ShardLeaser(BaseTransport[M]):
         began = time.monotonic()
         some = min(limit, LARGEST_PULL), clock.to_nanoseconds(due_for)
         try:
-            messages = retry_on_deadlock(partial(self._lease_in_transaction, *some))
+            messages = retry_transaction(partial(self._lease_in_transaction, *some))
         except _CannotLoad:
-            rows = retry_on_deadlock(partial(self._lease_rows_in_transaction, *some))
+            rows = retry_transaction(partial(self._lease_rows_in_transaction, *some))
             batch = self._load(rows, began, time.monotonic(), shard=self._shard)
         else:
             self._give_leases(messages, began, time.monotonic(), shard=self._shard)
@@ -133,7 +133,7 @@ class ShardLeaser(BaseTransport[M]):
         shouldn't count as handed out.
         """
         if self._unanswered is not None:
-            retry_on_deadlock(partial(self._revoke_in_transaction, self._unanswered))
+            retry_transaction(partial(self._revoke_in_transaction, self._unanswered))
             self._unanswered = None
 
     def _revoke_in_transaction(self, unanswered: _Unanswered) -> None:

@@ -112,7 +112,7 @@ class PullTransport(BaseTransport[M]):
         return leasers[self._turn :] + leasers[: self._turn]
 
     def _find_shards(self) -> None:
-        shards = find_shards(self._engine) if self._vitess else []
+        shards = find_shards(self._engine, self._table) if self._vitess else []
         known = shards is not None or not self._leasers
         if shards:
             shards = choose_shards(shards, self._wanted_shards)
