@@ -37,11 +37,18 @@ def call_transport(subscriber: Any, name: str, *arguments: Any) -> Any:
 
 
 @contextmanager
-def lost_answers(engine: Engine, count: int = 1, *, committed: bool = True) -> Iterator[list[str]]:
+def lost_answers(
+    engine: Engine,
+    count: int = 1,
+    *,
+    committed: bool = True,
+    then: Callable[[], object] = lambda: None,
+) -> Iterator[list[str]]:
     """Lose the connection when transactions with an UPDATE commit, on an engine or its copies.
 
     :param count: how many are lost.
     :param committed: whether the server has got the COMMIT, and only its answer is lost.
+    :param then: is called when that has happened.
     :return: a list of the last statements of those that were lost.
     """
     dialect = engine.dialect
@@ -62,6 +69,7 @@ def lost_answers(engine: Engine, count: int = 1, *, committed: bool = True) -> I
         lost.append(statement)
         (commit if committed else dialect.do_rollback)(connection)
         connection.dbapi_connection.close()
+        then()
         raise dialect.loaded_dbapi.OperationalError(2013, "Lost connection to MySQL server")
 
     with pytest.MonkeyPatch.context() as patch:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import Engine, Table
 
 from ..errors import LeaseLost
-from ..rows.lease import Lease
+from ..rows.lease import Lease, lease_of
 from ..rows.message import Message, queue_table
 from ..rows.reasons import describe_error
 from ..table.options import queue_options
@@ -18,7 +18,9 @@ from ..transports.base import Unloadable
 from .batcher import Change, PendingSettlement, settle_together
 from .retries import RetryDecision, RetryPolicy, decide
 
-__all__ = ["Rejection", "queue_policy", "reject_exhausted", "reject_unloadable", "settle_rejected"]
+__all__ = ["Rejection", "queue_policy", "reject", "settle_rejected"]
+
+M = TypeVar("M", bound=Message)
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +44,31 @@ def queue_policy(table: Table, max_attempts: int | None) -> RetryPolicy:
     )
 
 
-def reject_exhausted(lease: Lease, max_attempts: int) -> Rejection:
+def reject(
+    messages: Sequence[M],
+    unloadable: Sequence[Unloadable],
+    policy: RetryPolicy,
+    max_attempts: int | None,
+) -> tuple[list[M], list[Rejection]]:
+    """Return the messages that may be handed out, and the rejections of the others."""
+    rejected = [_reject_unloadable(one, policy, max_attempts) for one in unloadable]
+    accepted: list[M] = []
+    for message in messages:
+        lease = lease_of(message)
+        if lease is not None and max_attempts is not None and lease.attempts >= max_attempts:
+            rejected.append(_reject_exhausted(lease, max_attempts))
+        else:
+            accepted.append(message)
+    return accepted, rejected
+
+
+def _reject_exhausted(lease: Lease, max_attempts: int) -> Rejection:
     """Reject a message that was handed out as often as it may be."""
     reason = f"handed out {max_attempts} times and never settled"
     return Rejection(lease, RetryDecision(None, reason))
 
 
-def reject_unloadable(
+def _reject_unloadable(
     unloadable: Unloadable, policy: RetryPolicy, max_attempts: int | None
 ) -> Rejection:
     """Reject a message that can't be loaded: it is as if its handler had raised the error.

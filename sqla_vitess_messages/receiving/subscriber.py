@@ -12,6 +12,8 @@
 from __future__ import annotations
 
 import threading
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -93,14 +95,20 @@ class BaseSubscriber(Generic[M, FutureT]):
         """Return a future for a grouped settlement."""
         raise NotImplementedError
 
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        loop: ReceiveLoop[M] | None = getattr(self, "_loop", None)
+        if loop is not None:
+            loop.abandon()
+            _warn(f"{self!r} was not closed", ResourceWarning, source=self)
+
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
         return f"<{type(self).__name__} of {self._queue!r}, {state}>"
 
     @property
     def is_open(self) -> bool:
-        """Whether it was opened, and not closed since."""
-        return self._loop is not None
+        """Whether it was opened, and has neither been closed nor ended since."""
+        return self._loop is not None and not self._loop.has_ended
 
     def stop_receiving(self) -> None:
         """Receive nothing more, and release the messages that nobody has got.
@@ -151,7 +159,7 @@ class BaseSubscriber(Generic[M, FutureT]):
 
         :param retry: for messages that can't be loaded. Default: the queue's own backoff.
         """
-        if self._loop is not None:
+        if self._loop is not None and not self._loop.has_ended:
             return
         loop = ReceiveLoop(
             self.model,
@@ -161,7 +169,7 @@ class BaseSubscriber(Generic[M, FutureT]):
             self._make_runtime(),
             max_attempts=self._max_attempts,
             retry=retry or queue_policy(queue_table(self.model), self._max_attempts),
-            on_event=self._on_event,
+            on_event=None if self._on_event is None else _emitter(self),
         )
         loop.open(self._choice)
         self._loop = loop
@@ -180,6 +188,21 @@ class BaseSubscriber(Generic[M, FutureT]):
         lost = loop.extend(leases_of(self.model, messages), length)
         lost_ids = {lease.message_id for lease in lost}
         return [message for message in messages if message.id in lost_ids]
+
+
+def _emitter(subscriber: BaseSubscriber[Any, Any]) -> Callable[[Event], None]:
+    """Return a function that emits events as long as the subscriber lives.
+
+    What receives must not keep it alive, and so not ``on_event``, which may be one of its methods.
+    """
+    reference = weakref.ref(subscriber)
+
+    def emit(event: Event) -> None:
+        alive = reference()
+        if alive is not None and alive._on_event is not None:
+            alive._on_event(event)
+
+    return emit
 
 
 class Subscriber(BaseSubscriber[M, Future[None]]):

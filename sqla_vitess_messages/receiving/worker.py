@@ -92,6 +92,7 @@ class BaseWorker(Generic[M]):
         self._signals = 0
         self._tasks: list[Task] = []
         self._running = 0
+        self._run_id: object = None
         self._error: BaseException | None = None
         self._heartbeat: Heartbeat | None = None
         self._changed: Condition | None = None
@@ -155,8 +156,9 @@ class BaseWorker(Generic[M]):
         return self._stop_requested or self._signals > 0 or has_ended
 
     def _start(self) -> None:
-        if self._tasks:
+        if any(task.is_alive for task in self._tasks):
             return
+        self._shut_down()  # If its event loop has ended, or the subscriber has failed.
         check_sessions(self._subscriber.model, self._begin_handling)
         self._runtime = runtime = self._make_runtime()
         self._subscriber._open(self._retry)
@@ -176,8 +178,9 @@ class BaseWorker(Generic[M]):
             is_cancellation=runtime.is_cancellation,
         )
         self._running = self.concurrency
+        self._run_id = run_id = object()
         self._tasks = [
-            runtime.start(partial(self._work, processor), f"Worker-{number}")
+            runtime.start(partial(self._work, processor, run_id), f"Worker-{number}")
             for number in range(self.concurrency)
         ]
         log.info("working", extra={"queue": self._queue})
@@ -211,6 +214,7 @@ class BaseWorker(Generic[M]):
     def _shut_down(self) -> None:
         """Cancel running handlers, where that is possible, and close."""
         tasks, self._tasks = self._tasks, []
+        self._run_id = None
         heartbeat, self._heartbeat = self._heartbeat, None
         if heartbeat is None:
             return
@@ -221,20 +225,25 @@ class BaseWorker(Generic[M]):
         self._subscriber._close()
         self._stop_requested = False
 
-    def _work(self, processor: MessageProcessor[M]) -> None:
-        """Handle messages until the worker stops: in a thread, or a task."""
+    def _work(self, processor: MessageProcessor[M], run_id: object) -> None:
+        """Handle messages until the worker stops: in a thread, or a task.
+
+        :param run_id: of the start that this belongs to. A handler may outlive its end.
+        """
         try:
-            while not self._stop_requested:
+            while self._run_id is run_id and not self._stop_requested:
                 self._work_once(processor, self._subscriber._get_many(self._batch_size or 1, None))
         except SubscriberClosed:
             pass
         except BaseException as error:
             if self._runtime.is_cancellation(error):
                 raise
-            self._error = error
+            if self._run_id is run_id:
+                self._error = error
         finally:
             with self._lock:
-                self._running -= 1
+                if self._run_id is run_id:
+                    self._running -= 1
                 if self._changed is not None:
                     self._changed.notify_all()
 

@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, ColumnElement, case, cast, literal
 from ..clock import to_nanoseconds
 from ..table.options import QueueOptions
 
-__all__ = ["backoff", "longest_backoff"]
+__all__ = ["backoff", "longest_backoff", "random_jitter"]
 
 MAX_BITS = 62
 """Bits of a backoff in nanoseconds: doubling ends before a time overflows, as it does in Vitess."""
@@ -19,7 +19,15 @@ JITTER = 1 / 3
 """A backoff is up to a third shorter or longer."""
 
 
-def backoff(attempts: ColumnElement[int], options: QueueOptions) -> ColumnElement[Any]:
+def random_jitter() -> int:
+    """Return a random jitter of a backoff, in percent of it.
+
+    A whole number: MySQL before 8.0.17 can't cast to a float, which is how vtgate passes one on.
+    """
+    return round(random.uniform(1 - JITTER, 1 + JITTER) * 100)
+
+
+def backoff(attempts: ColumnElement[int], options: QueueOptions, jitter: int) -> ColumnElement[Any]:
     """Return min_backoff · 2^attempts ± a third in ns, within min_backoff and max_backoff.
 
     Source: ``buildPostponeQuery`` in ``go/vt/vttablet/tabletserver/messager/message_manager.go``.
@@ -27,15 +35,12 @@ def backoff(attempts: ColumnElement[int], options: QueueOptions) -> ColumnElemen
     generation; in later ones, every bit is shifted out, and Vitess takes min_backoff.
 
     :param attempts: how often the message was handed out before.
+    :param jitter: as of :func:`random_jitter`.
     """
     least = to_nanoseconds(options.first_backoff)
-    jitter = random.uniform(1 - JITTER, 1 + JITTER)
-    # Jitter as a whole number of percent: MySQL before 8.0.17 can't cast to a float, which is
-    # how vtgate passes one on.
     most_doublings = _most_doublings(options)
     doublings = case((attempts > most_doublings, most_doublings), (attempts < 0, 0), else_=attempts)
-    percent = round(jitter * 100)
-    wanted = literal(least // 100 * percent, BigInteger).bitwise_lshift(doublings)
+    wanted = literal(least // 100 * jitter, BigInteger).bitwise_lshift(doublings)
     limits = [(wanted < least, literal(least, BigInteger))]
     if options.max_backoff is not None:
         most = to_nanoseconds(options.max_backoff)

@@ -26,7 +26,7 @@ from sqlalchemy import BigInteger, ColumnElement, Select, Table, Update, and_, b
 
 from .. import clock
 from ..table.options import queue_options
-from .backoff import backoff
+from .backoff import backoff, random_jitter
 from .epochs import after_release, after_requeue, attempts
 from .queries import (
     id_condition,
@@ -53,6 +53,7 @@ __all__ = [
     "release",
     "requeue",
     "retry",
+    "revoke",
 ]
 
 DEAD = 2**63 - 1
@@ -98,16 +99,32 @@ def _is_later(table: Table) -> ColumnElement[bool]:
     return and_(table.c.time_next > clock.database_now(), table.c.time_next < DEAD)
 
 
-def lease(table: Table) -> Update:
+def lease(table: Table, since: int | None = None, jitter: int | None = None) -> Update:
     """Return the UPDATE that hands out the rows of ``_ids``, as Vitess does after sending them.
 
-    Each time a new one, because the backoff has a random part.
+    :param since: when the leases begin, as the database has told. Default: now.
+    :param jitter: of the backoff. Default: a random one.
     """
-    options = queue_options(table)
-    wait = clock.to_nanoseconds(options.ack_wait) + backoff(attempts(table.c.epoch), options)
-    return update_by_id(table).values(
-        time_next=clock.database_now() + wait, epoch=table.c.epoch + 1
+    begin: Any = clock.database_now() if since is None else since
+    length = _lease_length(table, table.c.epoch, random_jitter() if jitter is None else jitter)
+    return update_by_id(table).values(time_next=begin + length, epoch=table.c.epoch + 1)
+
+
+def revoke(table: Table, since: int, jitter: int) -> Update:
+    """Return the UPDATE that undoes :func:`lease` for the rows of ``_ids``, where it has committed.
+
+    The end of the lease shows that: no other one ends in the same nanosecond.
+    """
+    end = since + _lease_length(table, table.c.epoch - 1, jitter)
+    leased = update_by_id(table).where(
+        unindexed(table.c.time_acked).is_(None), unindexed(table.c.time_next) == end
     )
+    return leased.values(time_next=clock.database_now(), epoch=after_release(table.c.epoch))
+
+
+def _lease_length(table: Table, epoch: ColumnElement[int], jitter: int) -> ColumnElement[int]:
+    options = queue_options(table)
+    return backoff(attempts(epoch), options, jitter) + clock.to_nanoseconds(options.ack_wait)
 
 
 @lru_cache(maxsize=256)
@@ -150,7 +167,7 @@ def retry(table: Table, *, one: bool, leased: bool, delay: int | None) -> Update
     """
     wait: Any = delay
     if delay is None:
-        wait = backoff(attempts(table.c.epoch) - 1, queue_options(table))
+        wait = backoff(attempts(table.c.epoch) - 1, queue_options(table), random_jitter())
     held = _held(table, one=one, leased=leased)
     return held.values(time_next=clock.database_now() + wait)
 

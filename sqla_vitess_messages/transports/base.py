@@ -109,8 +109,12 @@ class Transport(Protocol[M_contra]):
         """Make messages that no handler has seen ready for others at once."""
         ...
 
+    def disconnect(self) -> None:
+        """Close the connections that are not in use. The next poll opens new ones."""
+        ...
+
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, for good."""
         ...
 
 
@@ -194,7 +198,7 @@ class BaseTransport(Generic[M]):
     def _load_rows(self, rows: Sequence[LeasedRow]) -> list[M]:
         with self._engine.connect() as connection:
             ids = {"_ids": [row.id for row in rows]}
-            found = {message.id: message for message in self._read(connection, self._loading, ids)}
+            found = {row[0].id: row[0] for row in self._read(connection, self._loading, ids)}
         loaded = [(row, found[row.id]) for row in rows if row.id in found]
         for row, message in loaded:
             set_committed_value(message, "epoch", row.epoch)
@@ -204,19 +208,19 @@ class BaseTransport(Generic[M]):
 
     def _read(
         self, connection: Connection, statement: Select[Any], parameters: dict[str, Any]
-    ) -> list[M]:
-        """Execute a statement, and return the instances that its result holds."""
+    ) -> list[Any]:
+        """Execute a statement, and return its rows, with instances that belong to no session."""
         session = Session(connection, autoflush=False)
         try:
-            result = session.scalars(statement, parameters)
+            result = session.execute(statement, parameters)
         except Exception as error:
             if not isinstance(error, DBAPIError):
                 # The driver can't decode a value, and has left the rest of the result unread.
                 connection.invalidate()
             raise
-        messages = list(result)
+        rows = list(result)
         session.expunge_all()
-        return messages
+        return rows
 
     def _find_key(self, message_id: int) -> tuple[Any, ...] | None:
         """Return the key of a row that can't be loaded; None if it is gone, or has no valid key.
@@ -257,6 +261,10 @@ class BaseTransport(Generic[M]):
                     parameters = batch_parameters(self._table, keys)
                     connection.execute(statement, parameters | {"_fence": fence})
 
-    def close(self) -> None:
-        """Close every connection."""
+    def disconnect(self) -> None:
+        """Close the connections that are not in use."""
         self._engine.dispose()
+
+    def close(self) -> None:
+        """Close every connection, for good."""
+        self.disconnect()

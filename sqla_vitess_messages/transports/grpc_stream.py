@@ -155,8 +155,8 @@ class GrpcTransport(BaseStreamTransport[M]):
         while self._last_arrival + GAP > time.monotonic() < end:
             self._runtime.sleep(GAP / 10)
 
-    def close(self) -> None:
-        super().close()
+    def disconnect(self) -> None:
+        super().disconnect()
         self._grpc.dispose()
 
 

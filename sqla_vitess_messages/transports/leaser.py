@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, bindparam, delete, select
 
 from .. import clock
 from ..rows import states
+from ..rows.backoff import random_jitter
 from ..rows.enqueue import PRIORITIES
 from ..rows.loading import may_be_a_row
 from ..rows.queries import by_index, unindexed
@@ -32,6 +33,14 @@ PURGE_CHUNK = 500
 T = TypeVar("T")
 
 
+class _Unanswered(NamedTuple):
+    """Leases whose COMMIT was not answered yet; see :func:`.states.lease`."""
+
+    ids: list[int]
+    since: int
+    jitter: int
+
+
 class _CannotLoad(Exception):
     """Rows can't be loaded, for the reason that is the cause."""
 
@@ -44,11 +53,20 @@ class ShardLeaser(BaseTransport[M]):
     because the index has the latest ``time_next`` in front.
 
     :param shard: the shard that the engine's connections talk to, if not the whole keyspace.
+    :param is_interrupted: returns whether to lease nothing more, though a query is under way.
     """
 
-    def __init__(self, model: type[M], engine: Engine, shard: str | None = None) -> None:
+    def __init__(
+        self,
+        model: type[M],
+        engine: Engine,
+        shard: str | None = None,
+        *,
+        is_interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(model, engine)
         self._shard = shard
+        self._is_interrupted = is_interrupted
         self._priorities_in_use: list[int] = []
         self._priorities_until = 0.0
         layout = LAYOUTS[self._options.layout]
@@ -70,6 +88,7 @@ class ShardLeaser(BaseTransport[M]):
                 "next_idx",
             )
         )
+        self._unanswered: _Unanswered | None = None
         self._leasing, self._leasing_rows = (
             by_index(
                 selecting.where(*conditions)
@@ -80,8 +99,8 @@ class ShardLeaser(BaseTransport[M]):
                 "poller_idx" if self._has_priority else "next_idx",
             )
             for selecting in (
-                self._select(),
-                select(columns.id, columns.epoch, columns.time_next),
+                self._select().add_columns(clock.database_now()),
+                select(columns.id, columns.epoch, columns.time_next, clock.database_now()),
             )
         )
         self._purging = (
@@ -100,14 +119,32 @@ class ShardLeaser(BaseTransport[M]):
             messages = retry_transaction(partial(self._lease_in_transaction, *some))
         except _CannotLoad:
             rows = retry_transaction(partial(self._lease_rows_in_transaction, *some))
-            return self._load(rows, began, time.monotonic(), shard=self._shard)
-        self._give_leases(messages, began, time.monotonic(), shard=self._shard)
-        return Batch(messages, [])
+            batch = self._load(rows, began, time.monotonic(), shard=self._shard)
+        else:
+            self._give_leases(messages, began, time.monotonic(), shard=self._shard)
+            batch = Batch(messages, [])
+        self._unanswered = None
+        return batch
+
+    def revoke_unanswered(self) -> None:
+        """Undo the last :meth:`lease`, if it failed when it may have committed.
+
+        Nobody has got those messages, so that they shouldn't wait for the end of their lease, and
+        shouldn't count as handed out.
+        """
+        if self._unanswered is not None:
+            retry_transaction(partial(self._revoke_in_transaction, self._unanswered))
+            self._unanswered = None
+
+    def _revoke_in_transaction(self, unanswered: _Unanswered) -> None:
+        with self._engine.begin() as connection:
+            statement = states.revoke(self._table, unanswered.since, unanswered.jitter)
+            connection.execute(statement, {"_ids": unanswered.ids})
 
     def _lease_in_transaction(self, limit: int, due_for: int) -> list[M]:
         with self._engine.begin() as connection:
 
-            def load(values: dict[str, Any]) -> list[M]:
+            def load(values: dict[str, Any]) -> list[Any]:
                 try:
                     return self._read(connection, self._leasing, values)
                 except Exception as error:
@@ -115,8 +152,10 @@ class ShardLeaser(BaseTransport[M]):
                         raise
                     raise _CannotLoad from error
 
-            messages = self._collect_due(connection, load, limit, due_for)
-            self._postpone(connection, [message.id for message in messages])
+            found = self._collect_due(connection, load, limit, due_for)
+            messages: list[M] = [message for message, _now in found]
+            if found:
+                self._postpone(connection, [message.id for message in messages], found[-1][-1])
         return messages
 
     def _lease_rows_in_transaction(self, limit: int, due_for: int) -> list[LeasedRow]:
@@ -124,8 +163,9 @@ class ShardLeaser(BaseTransport[M]):
         with self._engine.begin() as connection:
             query = partial(connection.execute, self._leasing_rows)
             found = self._collect_due(connection, query, limit, due_for)
-            rows = [LeasedRow(*row) for row in found]
-            self._postpone(connection, [row.id for row in rows])
+            rows = [LeasedRow(*row[:-1]) for row in found]
+            if found:
+                self._postpone(connection, [row.id for row in rows], found[-1][-1])
         return rows
 
     def _collect_due(
@@ -143,11 +183,16 @@ class ShardLeaser(BaseTransport[M]):
             found += query(values)
             if len(found) == limit:
                 break
-        return found
+        return [] if self._is_interrupted() else found
 
-    def _postpone(self, connection: Connection, ids: list[int]) -> None:
-        if ids:
-            connection.execute(states.lease(self._table), {"_ids": ids})
+    def _postpone(self, connection: Connection, ids: list[int], now: int) -> None:
+        """Lease rows.
+
+        :param now: the database's time, by which the end of the leases is known without asking.
+        """
+        jitter = random_jitter()
+        connection.execute(states.lease(self._table, now, jitter), {"_ids": ids})
+        self._unanswered = _Unanswered(ids, now, jitter)
 
     def has_due_messages(self) -> bool:
         """Return whether there are any. No insert has to wait for this."""

@@ -57,7 +57,8 @@ class PullTransport(BaseTransport[M]):
             self.pause = 0.0
         else:
             self.pause = min(max(self.pause * 2, SHORTEST_PAUSE), self._longest_pause)
-        if not self._vitess and time.monotonic() >= self._next_purge:
+        due = not self._vitess and time.monotonic() >= self._next_purge
+        if due and not self._interrupted:
             self._purge()
 
     def lease(self, limit: int, *, due_for: float = 0, probe_first: bool = False) -> int:
@@ -72,6 +73,7 @@ class PullTransport(BaseTransport[M]):
             for leaser in self._leasers_in_turn():
                 if leased == limit or self._interrupted:
                     break
+                leaser.revoke_unanswered()
                 if probe_first and not leaser.has_due_messages():
                     continue
                 batch = leaser.lease(limit - leased, due_for=due_for)
@@ -87,7 +89,14 @@ class PullTransport(BaseTransport[M]):
         self._interrupted = True
 
     def stop(self) -> None:
-        """Do nothing: pulled messages are delivered at once."""
+        """Revoke what may have been leased. Pulled messages are delivered at once."""
+        for leaser in self._leasers.values():
+            leaser.revoke_unanswered()
+
+    def disconnect(self) -> None:
+        for leaser in self._leasers.values():
+            leaser.disconnect()
+        super().disconnect()
 
     def close(self) -> None:
         local_notify.stop_listening(self._table, self._receiver)
@@ -110,10 +119,13 @@ class PullTransport(BaseTransport[M]):
         if known and set(shards or [WHOLE]) != self._leasers.keys():
             self._close_leasers()
             self._leasers = {
-                shard: ShardLeaser(self._model, shard_engine(self._engine, shard), shard)
+                shard: self._leaser(shard_engine(self._engine, shard), shard)
                 for shard in shards or ()
-            } or {WHOLE: ShardLeaser(self._model, self._engine)}
+            } or {WHOLE: self._leaser(self._engine, None)}
         self._leasers_until = time.monotonic() + (SHARDS_CACHED_FOR if self._vitess else math.inf)
+
+    def _leaser(self, engine: Engine, shard: str | None) -> ShardLeaser[M]:
+        return ShardLeaser(self._model, engine, shard, is_interrupted=lambda: self._interrupted)
 
     def _close_leasers(self) -> None:
         for leaser in self._leasers.values():

@@ -173,6 +173,7 @@ class BaseStreamTransport(BaseTransport[M]):
         self._reading = False
         self._failure = None
         self.pause = 0.0
+        self._pull.stop()
 
     def _begin(self) -> None:
         """Start to read, and to call :meth:`_arrive` or :meth:`_fail`."""
@@ -248,6 +249,9 @@ class BaseStreamTransport(BaseTransport[M]):
         self._wait_until_postponed(leases)
         self._runtime.sleep(max(self._left_at + UNSUBSCRIBED_AFTER - time.monotonic(), 0.0))
         super()._release_leases(leases)
+
+    def disconnect(self) -> None:
+        self._pull.disconnect()  # With the same engine.
 
     def close(self) -> None:
         self._pull.close()

@@ -13,7 +13,9 @@ from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import LeaseLost
 from sqla_vitess_messages.rows.epochs import GENERATION
-from tests.backends import BACKENDS, EVERYWHERE, STREAMS, ack, enqueue, eventually, row
+from sqla_vitess_messages.transports.engines import dedicated_engine
+from sqla_vitess_messages.transports.leaser import ShardLeaser
+from tests.backends import BACKENDS, EVERYWHERE, PULLING, STREAMS, ack, enqueue, eventually, row
 from tests.faults import call_transport, engine_of, lost_answers
 
 Subscribe = Callable[..., Any]
@@ -26,6 +28,8 @@ streaming = pytest.mark.parametrize(
     indirect=True,
     ids=lambda b: b.name,
 )
+
+pulling = pytest.mark.parametrize("backend", PULLING, indirect=True, ids=lambda b: b.name)
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {"fail": ("late",), "retry": (0,), "extend": (60,)}
 
@@ -93,6 +97,45 @@ def test_a_dead_message_is_not_released(
     call_transport(subscriber, "release", [message])
     with Session(engine) as session:
         assert queue.stats(session).dead == 1
+
+
+@pulling
+def test_a_lease_that_nobody_got_counts_as_no_attempt(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
+) -> None:
+    """The COMMITs of five leases are not answered: otherwise, the message would be dead by now."""
+    queue = make_queue(ack_wait=60)
+    subscriber = subscribe(queue, max_attempts=1)
+    assert subscriber.get(0.1) is None
+    with lost_answers(engine_of(subscriber), 5) as lost:
+        enqueue(engine, queue())
+        message = subscriber.get(30)
+    assert len(lost) == 5
+    assert message.attempts == 0
+    assert is_leased_by(engine, message)
+    ack(engine, message)
+
+
+@pulling
+def test_a_lease_that_did_not_commit_is_taken_from_nobody_else(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, url: str
+) -> None:
+    queue = make_queue(ack_wait=60)
+    subscriber = subscribe(queue)
+    assert subscriber.get(0.1) is None
+    # Its next lease is lost, and is another's before it connects again.
+    other: ShardLeaser[Any] = ShardLeaser(queue, dedicated_engine(url))
+    got: list[Any] = []
+    with lost_answers(
+        engine_of(subscriber), committed=False, then=lambda: got.append(other.lease(1))
+    ):
+        enqueue(engine, queue())
+        eventually(lambda: got)
+    [message] = got[0].messages
+    assert subscriber.get(1) is None
+    assert is_leased_by(engine, message)
+    settle(engine, message, "fail")
+    other.close()
 
 
 @streaming

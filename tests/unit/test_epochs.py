@@ -72,13 +72,14 @@ def test_the_database_counts_attempts_as_python_does(connection: Connection, epo
     count=st.integers(-1, MAX_ATTEMPTS),
     first=st.floats(0.001, MAX_SECONDS),
     most=st.none() | st.floats(1, 100),
+    jitter=st.integers(67, 133),
 )
 def test_a_backoff_overflows_no_time_and_has_an_upper_bound(
-    connection: Connection, count: int, first: float, most: float | None
+    connection: Connection, count: int, first: float, most: float | None, jitter: int
 ) -> None:
     limit = None if most is None else min(first * most, MAX_SECONDS)
     options = QueueOptions(min_backoff=first, max_backoff=limit)
-    wait = computed(connection, backoff(EPOCH, options), count)
+    wait = computed(connection, backoff(EPOCH, options, jitter), count)
     assert first * 0.99 <= wait / 1e9 <= longest_backoff(max(count, 0), options) * 1.01
     now = 2_000_000_000 * 10**9
     assert isinstance(wait, int)
