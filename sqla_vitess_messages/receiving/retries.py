@@ -77,6 +77,8 @@ class RetryPolicy:
                 raise InvalidArgument(f"max_attempts={most}: expected at least 1, or None")
         first = clock.to_seconds(self.min_delay, "min_delay", minimum=0.001)
         clock.to_seconds(self.max_delay, "max_delay", minimum=first)
+        # A copy: a mapping of the user's own could fail when a message is to be judged.
+        object.__setattr__(self, "rules", dict(self.rules))
         for error, policy in self.rules.items():
             if not (isinstance(error, type) and issubclass(error, Exception)):
                 raise InvalidArgumentType(f"rules: {error!r} is no exception class")
@@ -107,9 +109,8 @@ def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecisi
         return RetryDecision(None, reason)
     if is_exhausted(rule, epoch + 1):
         return RetryDecision(None, f"{reason} (attempt {epoch + 1} of {rule.max_attempts})")
-    if isinstance(error, Retry) and error.delay is not None:
-        return RetryDecision(error.delay, reason)
-    return RetryDecision(_delay(rule, epoch), reason)
+    delay = _chosen_delay(error)
+    return RetryDecision(_delay(rule, epoch) if delay is None else delay, reason)
 
 
 def _only_error(error: BaseException) -> BaseException:
@@ -120,13 +121,21 @@ def _only_error(error: BaseException) -> BaseException:
 
 
 def _policy_for(policy: RetryPolicy, error: BaseException) -> RetryPolicy | None:
-    try:
-        for cls in type(error).__mro__:
-            if cls in policy.rules:
-                return policy.rules[cls]
-    except Exception:  # The mapping may be the user's own code.
-        log.exception("the rules of a RetryPolicy failed; retrying as without rules")
+    for cls in type(error).__mro__:
+        if cls in policy.rules:
+            return policy.rules[cls]
     return policy
+
+
+def _chosen_delay(error: BaseException) -> float | None:
+    """Return the delay that a Retry asks for: a subclass may not have set it, or to anything."""
+    if not isinstance(error, Retry):
+        return None
+    try:
+        return None if error.delay is None else clock.to_seconds(error.delay, "delay")
+    except BaseException:  # The attribute may be user code.
+        log.exception("the delay of a Retry can't be used; the policy's is used instead")
+        return None
 
 
 def _delay(policy: RetryPolicy, epoch: int) -> float:
