@@ -387,7 +387,7 @@ class ReceiveLoop(Generic[M]):
         for event in events:
             try:
                 self._on_event(event)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:  # User code, which may raise anything, must not end receiving.
+            except BaseException as error:  # User code may raise anything.
+                if self._runtime.is_cancellation(error):
+                    raise
                 log.exception("on_event failed", extra={"queue": self._queue})
