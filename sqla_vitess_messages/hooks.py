@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
-from sqlalchemy import Delete, Engine, Insert, Update, event, inspect
+from sqlalchemy import Connection, Delete, Engine, Insert, Update, event, inspect
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import (
     Mapper,
@@ -31,7 +31,7 @@ from sqlalchemy.orm import (
 
 from .errors import InvalidArgument, InvalidArgumentType
 from .mixin import MessageQueueMixin
-from .rows.settle import connection_of
+from .rows.settle import connection_of, refuse_autocommit
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
@@ -102,7 +102,7 @@ class _Factories:
             factories, self._factories = self._factories, []
             for _transaction, factory in factories:
                 for message in _messages(factory(), factory):
-                    _refuse_other_engine(session, message, _engines(session))
+                    _connection_for(session, message, _engines(session))
                     session.add(message)
         raise InvalidArgument(
             f"on_commit: the factories still added others after {_MAX_ROUNDS} rounds"
@@ -234,19 +234,18 @@ def _before_flush(session: Session, *_flush: object) -> None:
 
 
 def _after_flush(session: Session, _flush: object) -> None:
-    messages: dict[type[MessageQueueMixin], list[MessageQueueMixin]] = defaultdict(list)
+    messages: dict[Connection, list[MessageQueueMixin]] = defaultdict(list)
     for changed, emitter in session.info.pop(_CHANGES, ()):
         if emitter.when is None or emitter.when(changed):
             for message in _messages(emitter.function(changed), emitter.function):
                 engine = session.get_bind(object_mapper(changed)).engine
-                _refuse_other_engine(session, message, {engine})
-                messages[type(message)].append(message)
-    for model, of_model in messages.items():
+                connection = _connection_for(session, message, {engine})
+                messages[connection].append(message)
+    for connection, of_connection in messages.items():
         # In this session the messages would be inserted by the next flush. A savepoint that begins
         # with the current one would include them, and its rollback would undo them.
-        connection = connection_of(model, session)
         with Session(connection, join_transaction_mode="rollback_only") as inner:
-            inner.add_all(of_model)
+            inner.add_all(of_connection)
             inner.flush()
 
 
@@ -316,19 +315,26 @@ def _engines(session: Session) -> set[Engine]:
     return {connection.engine for connection, *_ in connections.values()}
 
 
-def _refuse_other_engine(
+def _connection_for(
     session: Session, message: MessageQueueMixin, expected: set[Engine]
-) -> None:
+) -> Connection:
+    """Return the connection on which a message is inserted.
+
+    :param expected: the engines of the data that it commits with, as far as they are known.
+    :raises InvalidArgument: when it can't commit with the data.
+    """
     name = type(message).__name__
     try:
-        engine = session.get_bind(object_mapper(message)).engine
+        connection = connection_of(type(message), session)
     except UnboundExecutionError as error:
         raise InvalidArgument(f"{name}: the session has no engine for this queue") from error
-    if others := expected - {engine}:
+    if expected and connection.engine not in expected:
         raise InvalidArgument(
-            f"{name}: its queue is on {engine!r}, the session's data on {others!r}; the message "
-            "can't commit with the data. Put the queue into the same database"
+            f"{name}: its queue is on {connection.engine!r}, the session's data on {expected!r}; "
+            "the message can't commit with the data. Put the queue into the same database"
         )
+    refuse_autocommit(connection, name)
+    return connection
 
 
 def _sync_session(session: AnySession) -> Session:

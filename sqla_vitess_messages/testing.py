@@ -30,9 +30,8 @@ from .receiving.handling import handle_in_session
 from .receiving.retries import RetryDecision, RetryPolicy, decide
 from .rows import states
 from .rows.lease import give_leases, leases_of
-from .rows.loading import load_again
 from .rows.message import queue_table
-from .rows.settle import connection_of
+from .rows.reload import load_again
 
 __all__ = ["Clock", "assert_enqueued", "drain", "enqueued", "travelling_clock"]
 
@@ -92,7 +91,7 @@ def drain(
     :param handler: called as ``handler(message, session)``.
     :param retry: whether and when a message whose handler failed is retried. Default: the exception
         is raised, and the message is ready again.
-    :return: the messages that were handled and acked, in this order.
+    :return: the messages whose handler returned, in this order, as they were received.
     :raises AssertionError: after 10,000 messages, which means that they never end.
     """
     check_function("handler", handler)
@@ -103,11 +102,10 @@ def drain(
             return handled
         try:
             with session_factory() as session, session.begin():
-                connection = connection_of(model, session)
                 handle_in_session(
                     model,
                     session,
-                    load_again(model, connection, leases_of(model, [message])),
+                    load_again(model, session, leases_of(model, [message])),
                     lambda some: check_result(handler(some[0], session)),
                 )
         except (Exception, SystemExit) as error:
@@ -127,7 +125,7 @@ def _settle(
 ) -> None:
     decision = RetryDecision(0, "raised")
     if retry is not None:
-        decision = decide(retry, error, message.epoch)
+        decision = decide(retry, error, message.attempts)
     with session_factory() as session, session.begin():
         if decision.delay is None:
             message.fail(session, decision.reason)

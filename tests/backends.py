@@ -22,7 +22,7 @@ from sqla_vitess_messages import (
     random_id,
 )
 from sqla_vitess_messages.aio import AsyncSubscriber
-from sqla_vitess_messages.rows.deadlocks import retry_on_deadlock
+from sqla_vitess_messages.rows.transient import retry_transaction
 from tests.async_adapter import AsyncSubscriberAdapter, AsyncWorkerAdapter
 from tests.servers import server_url
 
@@ -173,7 +173,7 @@ def ack(engine: Engine, *messages: Any) -> None:
             for message in messages:
                 message.ack(session)
 
-    retry_on_deadlock(transaction)
+    retry_transaction(transaction)
 
 
 def row(engine: Engine, message: Any) -> Any:

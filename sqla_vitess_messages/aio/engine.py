@@ -7,7 +7,7 @@ from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ..errors import InvalidArgument, InvalidArgumentType
-from ..transports.engines import configure_engine, copy_engine
+from ..transports.engines import check_is_file_url, configure_engine, copy_engine
 
 __all__ = ["AsyncBind", "dedicated_async_engine"]
 
@@ -18,8 +18,8 @@ AsyncBind = str | URL | AsyncEngine
 def dedicated_async_engine(bind: AsyncBind) -> AsyncEngine:
     """Return an engine that shares no connection with any other, and isn't connected yet.
 
-    :raises InvalidArgument: for a URL that can't be parsed or has no asyncio driver, and for a
-        SQLite database in memory.
+    :raises InvalidArgument: for a URL that can't be parsed or has no asyncio driver, and for what
+        no subscriber can use.
     :raises InvalidArgumentType: for anything but a URL or an AsyncEngine.
     """
     if isinstance(bind, AsyncEngine):
@@ -27,6 +27,7 @@ def dedicated_async_engine(bind: AsyncBind) -> AsyncEngine:
     elif isinstance(bind, (str, URL)):
         try:
             engine = create_async_engine(make_url(bind))
+            check_is_file_url(engine.sync_engine)
         except (ArgumentError, InvalidRequestError) as error:
             raise InvalidArgument(
                 "bind: expected a database URL with an asyncio driver, such as "

@@ -28,7 +28,7 @@ from ..table.layouts import LAYOUTS
 from ..table.options import MARK, CommentOptions, queue_options
 from ..table.validate import VITESS_REQUIRES
 from ..vitess.server import is_mysql, is_pymysql, is_vitess, vitess_major
-from ..vitess.vschema import is_sharded, vindexes_of
+from ..vitess.vschema import is_sharded, keyspace_of, vindexes_of
 
 __all__ = ["Finding", "check_queues"]
 
@@ -75,9 +75,9 @@ def check_queues(connection: Connection, queues: Iterable[Table]) -> list[Findin
     """
     inspector = inspect(connection)
     vitess = is_vitess(connection)
-    sharded = vitess and is_sharded(connection)
     found: list[Finding] = []
     for queue in queues:
+        sharded = vitess and is_sharded(connection, queue)
         exists = inspector.has_table(queue.name, schema=queue.schema)
         if not exists and not (sharded and _is_listed(connection, queue)):
             problem = "the database has no such table"
@@ -105,7 +105,7 @@ def _is_listed(connection: Connection, queue: Table) -> bool:
     vtgate hides a table without a vindex everywhere but in the information schema.
     """
     listed = select(_TABLES.c.table_name).where(
-        _TABLES.c.table_schema == func.database(), _TABLES.c.table_name == queue.name
+        _TABLES.c.table_schema == keyspace_of(connection, queue), _TABLES.c.table_name == queue.name
     )
     return connection.scalar(listed) is not None
 

@@ -18,9 +18,9 @@ from sqlalchemy import Engine
 from ..errors import MessageQueueError, SubscriberClosed
 from ..events import Outcome
 from ..rows import settle
-from ..rows.deadlocks import retry_on_deadlock
 from ..rows.lease import Lease
 from ..rows.message import Message
+from ..rows.transient import retry_transaction
 from ..runtime import Runtime
 
 __all__ = ["Future", "PendingSettlement", "SettlementBatcher", "settle_together"]
@@ -173,7 +173,7 @@ def settle_together(
 ) -> None:
     """Commit a group; if one settlement can't be, find it by halves and commit the others."""
     try:
-        retry_on_deadlock(partial(_settle_in_transaction, model, engine, group))
+        retry_transaction(partial(_settle_in_transaction, model, engine, group))
     except MessageQueueError as error:
         if len(group) == 1:
             group[0].fail(error)

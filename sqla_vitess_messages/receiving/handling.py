@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
 from ..errors import LeaseLost
 from ..rows import settle
-from ..rows.deadlocks import retry_on_deadlock
 from ..rows.lease import Lease, leases_of
-from ..rows.loading import load_again, load_eager_relationships
 from ..rows.message import Message, queue_table
 from ..rows.reasons import describe_error
+from ..rows.reload import load_again, load_eager_relationships
 from .renewal import LeaseRenewals
+from .repetition import Repetition, is_busy
 from .retries import RetryDecision, RetryPolicy, decide, is_exhausted
 
-__all__ = ["BeginHandling", "MessageProcessor", "handle_in_session"]
+__all__ = ["BeginHandling", "MessageProcessor", "check_sessions", "handle_in_session"]
 
 M = TypeVar("M", bound=Message)
 
@@ -32,6 +33,16 @@ RunHandler = Callable[[Any], object]
 BeginHandling = Callable[[], AbstractContextManager[tuple[Session, RunHandler]]]
 """Begins a transaction, which commits with the block. Gives its session, and a function that runs
 the handler in it."""
+
+
+def check_sessions(model: type[Message], begin: BeginHandling) -> None:
+    """Check that handlers get sessions with transactions.
+
+    :raises InvalidArgument: when each of their statements commits by itself.
+    """
+    # That the database is busy or away is no reason to refuse them.
+    with suppress(exc.DBAPIError, exc.TimeoutError), begin() as (session, _run_handler):
+        settle.settling_connection(model, session)
 
 
 def handle_in_session(
@@ -61,7 +72,9 @@ class MessageProcessor(Generic[M]):
     What the handler does with an instance is of no consequence: everything else uses the leases.
 
     :param begin: begins the transaction of a handler, or of a settlement alone.
+    :param release: makes messages ready for others, as if they had not been handed out.
     :param batch_size: None where the handler takes one message instead of a list.
+    :param repeat: calls a transaction, several times if necessary.
     :param is_cancellation: returns whether an error means that the running task is to end.
     """
 
@@ -69,18 +82,22 @@ class MessageProcessor(Generic[M]):
         self,
         model: type[M],
         begin: BeginHandling,
+        release: Callable[[Sequence[Lease]], None],
         *,
         retry: RetryPolicy,
         batch_size: int | None,
         renewals: LeaseRenewals,
+        repeat: Repetition,
         is_cancellation: Callable[[BaseException], bool],
     ) -> None:
         self._model = model
         self._queue = queue_table(model).name
         self._begin = begin
+        self._release = release
         self._retry = retry
         self._batch_size = batch_size
         self._renewals = renewals
+        self._repeat = repeat
         self._is_cancellation = is_cancellation
 
     def process(self, messages: Sequence[M], leases: Sequence[Lease]) -> None:
@@ -88,8 +105,8 @@ class MessageProcessor(Generic[M]):
         received: list[M] = []
         usable: list[Lease] = []
         for message, lease in zip(messages, leases, strict=True):
-            if is_exhausted(self._retry, lease.epoch):
-                reason = f"handed out {lease.epoch} times and never settled"
+            if is_exhausted(self._retry, lease.attempts):
+                reason = f"handed out {lease.attempts} times and never settled"
                 self._settle(lease, RetryDecision(None, reason))
             else:
                 received.append(message)
@@ -108,12 +125,15 @@ class MessageProcessor(Generic[M]):
                 self._settle(lease, RetryDecision(0, "cancelled"))
 
     def _handle_batch(self, leases: Sequence[Lease], received: list[M]) -> bool:
-        """Handle messages in one transaction, and return whether it has committed."""
+        """Handle messages in one transaction, and return whether that is done with."""
         try:
             self._handle(leases, received)
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
+            if is_busy(error):
+                self._release_unhandled(leases, error)
+                return True
             # Each message alone will show which of them failed.
             log.info(
                 "a batch failed, its messages follow one by one: %s", describe_error(error),
@@ -128,26 +148,26 @@ class MessageProcessor(Generic[M]):
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
-            decision = decide(self._retry, error, lease.epoch)
+            if is_busy(error):
+                self._release_unhandled([lease], error)
+                return
+            decision = decide(self._retry, error, lease.attempts)
             log.info("rolled back: %s", decision.reason, extra=self._extra(lease), exc_info=error)
             self._settle(lease, decision)
 
     def _handle(self, leases: Sequence[Lease], received: list[M]) -> None:
-        """Run the handler and ack, in one transaction: repeated when it met a deadlock.
+        """Run the handler and ack, in one transaction.
 
         :param received: the messages as they came, for the first attempt, which takes them from
             the list. Later attempts load them again.
         """
-        retry_on_deadlock(partial(self._handle_in_transaction, leases, received))
+        self._repeat(partial(self._handle_in_transaction, leases, received))
 
     def _handle_in_transaction(self, leases: Sequence[Lease], received: list[M]) -> None:
         try:
             with self._begin() as (session, run_handler):
-                messages = received.copy()
+                messages = received.copy() or load_again(self._model, session, leases)
                 received.clear()
-                if not messages:
-                    connection = settle.connection_of(self._model, session)
-                    messages = load_again(self._model, connection, leases)
                 handle_in_session(
                     self._model,
                     session,
@@ -159,10 +179,24 @@ class MessageProcessor(Generic[M]):
             self._renewals.resume(leases)
             raise
 
+    def _release_unhandled(self, leases: Sequence[Lease], error: BaseException) -> None:
+        """Release messages that could not be handled because of others; no attempt counts."""
+        extra = {"queue": self._queue, "message_ids": [lease.message_id for lease in leases]}
+        log.warning(
+            "the database is busy, messages are released: %s", describe_error(error), extra=extra
+        )
+        try:
+            self._repeat(partial(self._release, leases))
+        except BaseException as failure:
+            if self._is_cancellation(failure):
+                raise
+            log.exception("not released; the messages come back later", extra=extra)
+
     def _settle(self, lease: Lease, decision: RetryDecision) -> None:
         """Retry or fail a message, in a transaction of its own."""
         try:
-            retry_on_deadlock(partial(self._settle_in_transaction, lease, decision))
+            self._renewals.pause([lease])
+            self._repeat(partial(self._settle_in_transaction, lease, decision))
         except LeaseLost as error:
             log.warning("others have the message: %s", error, extra=self._extra(lease))
         except BaseException as error:
@@ -171,7 +205,6 @@ class MessageProcessor(Generic[M]):
             log.exception("not settled; the message comes back later", extra=self._extra(lease))
 
     def _settle_in_transaction(self, lease: Lease, decision: RetryDecision) -> None:
-        self._renewals.pause([lease])
         with self._begin() as (session, _run_handler):
             if decision.delay is None:
                 settle.fail(self._model, session, [lease], decision.reason)

@@ -61,7 +61,9 @@ class InFlight(Generic[M]):
             self._handed_out.add(lease)
             self._next_expiry = min(self._next_expiry, lease.expires_at)
             if self._emit_events:
-                self._events.append(Delivered(self._queue, lease.message_id, lease.epoch))
+                self._events.append(
+                    Delivered(self._queue, lease.message_id, lease.epoch, lease.attempts)
+                )
             taken.append(message)
         return taken
 
@@ -99,6 +101,10 @@ class InFlight(Generic[M]):
         self._events.append(Settled(self._queue, lease.message_id, lease.epoch, outcome, seconds))
         if outcome == "fail":
             self._events.append(Dead(self._queue, lease.message_id, lease.epoch))
+
+    def drop(self, leases: Iterable[Lease]) -> None:
+        """Forget messages that were handed out, and are released now."""
+        self._handed_out.difference_update(leases)
 
     @property
     def free(self) -> int:

@@ -13,21 +13,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Engine, exc
 
-from ..errors import LeaseLost, SubscriberClosed
+from ..errors import SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
 from ..rows import settle
-from ..rows.deadlocks import retry_on_deadlock
-from ..rows.lease import Lease, leases_of
+from ..rows.epochs import attempts
+from ..rows.lease import Lease, lease_of
 from ..rows.message import Message, queue_table
 from ..runtime import Runtime, Task
-from ..transports.base import Transport
+from ..transports.base import Transport, Unloadable
 from ..transports.choice import Grpc, Pull, Stream
 from ..transports.factory import make_transport
 from .batcher import PendingSettlement, SettlementBatcher, settle_together
 from .in_flight import InFlight
+from .rejection import Rejection, reject_exhausted, reject_unloadable, settle_rejected
+from .retries import RetryPolicy
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -55,6 +56,7 @@ class ReceiveLoop(Generic[M]):
     :param in_flight: the messages of the subscriber, which outlive the loop.
     :param lock: guards ``in_flight`` and the state of this object.
     :param max_attempts: how often a message may have been handed out; None for no limit.
+    :param retry: whether and when a message that can't be loaded is retried.
     :param on_event: called with each event, without the lock.
     """
 
@@ -67,6 +69,7 @@ class ReceiveLoop(Generic[M]):
         runtime: Runtime,
         *,
         max_attempts: int | None,
+        retry: RetryPolicy,
         on_event: Callable[[Event], object] | None,
     ) -> None:
         self._model = model
@@ -75,6 +78,7 @@ class ReceiveLoop(Generic[M]):
         self._in_flight = in_flight
         self._runtime = runtime
         self._max_attempts = max_attempts
+        self._retry = retry
         self._on_event = on_event
         self._lock = lock
         self._messages_available = runtime.condition(lock)
@@ -82,7 +86,7 @@ class ReceiveLoop(Generic[M]):
         self._poll_requested = runtime.condition(lock)
         self._closing_requested = runtime.condition(lock)
         self._poll_now = self._stopping = self._closing = self._disconnected = False
-        self._exhausted: list[M] = []
+        self._rejected: list[Rejection] = []
         self._error: BaseException | None = None
         self._transport: Transport[M]
         self._batcher: SettlementBatcher
@@ -181,6 +185,13 @@ class ReceiveLoop(Generic[M]):
             settle.extend_unlocked, self._model, self._engine, leases, seconds
         )
 
+    def release(self, leases: Sequence[Lease]) -> None:
+        """Make messages that were handed out ready for others, as if they had not been."""
+        self._runtime.call(self._transport.release_leases, leases)
+        with self._lock:
+            self._in_flight.drop(leases)
+            self._work_available.notify()
+
     def _on_settling(self, leases: Sequence[Lease]) -> None:
         with self._lock:
             self._in_flight.add_settling(leases)
@@ -189,13 +200,17 @@ class ReceiveLoop(Generic[M]):
 
     # The transport's side: a Receiver.
 
-    def deliver(self, messages: Sequence[M]) -> None:
+    def deliver(self, messages: Sequence[M], unloadable: Sequence[Unloadable] = ()) -> None:
         """Accept leased messages: from the loop, or from what reads a stream."""
+        most = self._max_attempts
+        rejected = [reject_unloadable(one, self._retry, most) for one in unloadable]
+        if most is not None:
+            leases = [lease for message in messages if (lease := lease_of(message)) is not None]
+            exhausted = [lease for lease in leases if lease.attempts >= most]
+            rejected += (reject_exhausted(lease, most) for lease in exhausted)
+            messages = [message for message in messages if attempts(message.epoch) < most]
         with self._lock:
-            most = self._max_attempts
-            if most is not None:
-                self._exhausted += (message for message in messages if message.epoch >= most)
-                messages = [message for message in messages if message.epoch < most]
+            self._rejected += rejected
             self._in_flight.add(messages)
             self._messages_available.notify(len(messages))
             if self._must_release:
@@ -219,7 +234,7 @@ class ReceiveLoop(Generic[M]):
 
     @property
     def _must_release(self) -> bool:
-        return bool(self._exhausted) or self._in_flight.must_release
+        return bool(self._rejected) or self._in_flight.must_release
 
     @property
     def _has_work(self) -> bool:
@@ -251,7 +266,9 @@ class ReceiveLoop(Generic[M]):
         from tenacity.wait import wait_random_exponential
 
         # SQLAlchemy passes some of the driver's errors on as they are: those of isolation levels.
-        lost_connection = (DBAPIError, self._engine.dialect.loaded_dbapi.Error, OSError)
+        # Its TimeoutError is that of the Engine's pool.
+        driver_error = self._engine.dialect.loaded_dbapi.Error
+        lost_connection = (exc.DBAPIError, exc.TimeoutError, driver_error, OSError)
         retrying = Retrying(
             retry=retry_if_exception_type(lost_connection),
             wait=wait_random_exponential(multiplier=0.1, max=MAX_RECONNECT_DELAY),
@@ -279,7 +296,7 @@ class ReceiveLoop(Generic[M]):
     def _receive(self) -> None:
         """Wait until there is work, do it, and poll once."""
         self._wait_for_work()
-        self._fail_exhausted()
+        self._settle_rejected()
         self._release_excess()
         self._pause()
         with self._lock:
@@ -315,26 +332,14 @@ class ReceiveLoop(Generic[M]):
             self._poll_now = False
             self._transport.pause = 0.0
 
-    def _fail_exhausted(self) -> None:
-        """Fail messages that exceeded ``max_attempts``."""
+    def _settle_rejected(self) -> None:
+        """Retry or fail messages that are not to be handed out."""
         with self._lock:
-            exhausted, self._exhausted = self._exhausted, []
-        if not exhausted:
-            return
-        leases = leases_of(self._model, exhausted)
-        reason = f"handed out {self._max_attempts} times and never settled"
-
-        def fail() -> None:
-            with self._engine.begin() as connection:
-                settle.fail(self._model, connection, leases, reason)
-
-        try:
-            self._runtime.call(retry_on_deadlock, fail)
-        except LeaseLost:
-            log.info("messages were handed out again meanwhile", extra={"queue": self._queue})
-        else:
+            rejected, self._rejected = self._rejected, []
+        if rejected:
+            dead = self._runtime.call(settle_rejected, self._model, self._engine, rejected)
             self._flush_events(
-                *(Dead(self._queue, lease.message_id, lease.epoch) for lease in leases)
+                *(Dead(self._queue, lease.message_id, lease.epoch) for lease in dead)
             )
 
     def _release_excess(self) -> None:

@@ -10,9 +10,18 @@ from typing import NamedTuple
 
 from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..rows.epochs import MAX_ATTEMPTS
 from ..rows.reasons import describe_error, text_of
 
-__all__ = ["Discard", "Retry", "RetryDecision", "RetryPolicy", "decide", "is_exhausted"]
+__all__ = [
+    "Discard",
+    "Retry",
+    "RetryDecision",
+    "RetryPolicy",
+    "decide",
+    "is_exhausted",
+    "only_error",
+]
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +82,10 @@ class RetryPolicy:
         if most is not None:
             if isinstance(most, bool) or not isinstance(most, int):
                 raise InvalidArgumentType(f"max_attempts={most!r}: expected an int or None")
-            if most < 1:
-                raise InvalidArgument(f"max_attempts={most}: expected at least 1, or None")
+            if not 1 <= most <= MAX_ATTEMPTS:
+                raise InvalidArgument(
+                    f"max_attempts={most}: expected from 1 to {MAX_ATTEMPTS}, or None"
+                )
         first = clock.to_seconds(self.min_delay, "min_delay", minimum=0.001)
         clock.to_seconds(self.max_delay, "max_delay", minimum=first)
         # A copy: a mapping of the user's own could fail when a message is to be judged.
@@ -86,34 +97,34 @@ class RetryPolicy:
                 raise InvalidArgumentType(f"rules: {policy!r} is neither a RetryPolicy nor None")
 
 
-def is_exhausted(policy: RetryPolicy, epoch: int) -> bool:
+def is_exhausted(policy: RetryPolicy, attempts: int) -> bool:
     """Return whether a message was handed out as often as the policy allows.
 
-    :param epoch: how often it was handed out before.
+    :param attempts: how often it was handed out before.
     """
-    return policy.max_attempts is not None and epoch >= policy.max_attempts
+    return policy.max_attempts is not None and attempts >= policy.max_attempts
 
 
-def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecision:
+def decide(policy: RetryPolicy, error: BaseException, attempts: int) -> RetryDecision:
     """Return whether and when a message is retried.
 
     :param error: the exception that its handler raised.
-    :param epoch: how often it was handed out before.
+    :param attempts: how often it was handed out before.
     """
-    error = _only_error(error)
+    error = only_error(error)
     if isinstance(error, Discard):
         return RetryDecision(None, text_of(error))
     reason = describe_error(error)
     rule = _policy_for(policy, error)
     if rule is None:
         return RetryDecision(None, reason)
-    if is_exhausted(rule, epoch + 1):
-        return RetryDecision(None, f"{reason} (attempt {epoch + 1} of {rule.max_attempts})")
+    if is_exhausted(rule, attempts + 1):
+        return RetryDecision(None, f"{reason} (attempt {attempts + 1} of {rule.max_attempts})")
     delay = _chosen_delay(error)
-    return RetryDecision(_delay(rule, epoch) if delay is None else delay, reason)
+    return RetryDecision(_delay(rule, attempts) if delay is None else delay, reason)
 
 
-def _only_error(error: BaseException) -> BaseException:
+def only_error(error: BaseException) -> BaseException:
     """Return the one exception of a group, as a TaskGroup raises it, or else the error itself."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -138,13 +149,13 @@ def _chosen_delay(error: BaseException) -> float | None:
         return None
 
 
-def _delay(policy: RetryPolicy, epoch: int) -> float:
+def _delay(policy: RetryPolicy, attempts: int) -> float:
     from tenacity import RetryCallState
     from tenacity.wait import wait_exponential, wait_random
 
     shortest = clock.to_seconds(policy.min_delay, "min_delay")
     longest = clock.to_seconds(policy.max_delay, "max_delay")
     state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
-    state.attempt_number = epoch + 1
+    state.attempt_number = attempts + 1
     delay: float = wait_exponential(multiplier=shortest, max=longest)(state)
     return delay - wait_random(0, delay / 2)(state)

@@ -25,6 +25,7 @@ from .. import clock
 from ..errors import InvalidArgumentType, SubscriberClosed
 from ..events import Event
 from ..mixin import MessageQueueMixin
+from ..rows.epochs import MAX_ATTEMPTS
 from ..rows.lease import leases_of
 from ..rows.message import queue_table
 from ..runtime import Runtime, ThreadRuntime
@@ -35,6 +36,8 @@ from .arguments import check_count, check_function
 from .batcher import Change, PendingSettlement
 from .in_flight import InFlight
 from .loop import ReceiveLoop
+from .rejection import queue_policy
+from .retries import RetryPolicy
 
 __all__ = ["BaseSubscriber", "M", "Subscriber"]
 
@@ -63,7 +66,7 @@ class BaseSubscriber(Generic[M, FutureT]):
             raise InvalidArgumentType(f"model={model!r}: expected a class with MessageQueueMixin")
         check_count("max_concurrency", max_concurrency, 10_000)
         if max_attempts is not None:
-            check_count("max_attempts", max_attempts, 2**31 - 1)
+            check_count("max_attempts", max_attempts, MAX_ATTEMPTS)
         if on_event is not None:
             check_function("on_event", on_event)
         self.model = model
@@ -143,7 +146,11 @@ class BaseSubscriber(Generic[M, FutureT]):
             raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
         return self._loop
 
-    def _open(self) -> None:
+    def _open(self, retry: RetryPolicy | None = None) -> None:
+        """Connect and begin to receive.
+
+        :param retry: for messages that can't be loaded. Default: the queue's own backoff.
+        """
         if self._loop is not None:
             return
         loop = ReceiveLoop(
@@ -153,6 +160,7 @@ class BaseSubscriber(Generic[M, FutureT]):
             self._lock,
             self._make_runtime(),
             max_attempts=self._max_attempts,
+            retry=retry or queue_policy(queue_table(self.model), self._max_attempts),
             on_event=self._on_event,
         )
         loop.open(self._choice)

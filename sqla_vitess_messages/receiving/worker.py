@@ -30,8 +30,9 @@ from ..rows.message import queue_table
 from ..runtime import Condition, Runtime, Task, ThreadRuntime
 from ..table.options import queue_options
 from .arguments import check_count, check_function, check_result
-from .handling import MessageProcessor
+from .handling import MessageProcessor, check_sessions
 from .renewal import Heartbeat, LeaseRenewals
+from .repetition import Repetition
 from .retries import RetryPolicy
 from .subscriber import BaseSubscriber, M, Subscriber
 
@@ -147,6 +148,9 @@ class BaseWorker(Generic[M]):
             while not condition() and (remaining := end - time.monotonic()) > 0:
                 self._changed.wait(min(remaining, STOP_POLL_INTERVAL))
 
+    def _sleep_unless_stopping(self, seconds: float) -> None:
+        self._wait_until(lambda: self._must_stop, seconds)
+
     @property
     def _must_stop(self) -> bool:
         has_ended = self._running < len(self._tasks)
@@ -155,8 +159,9 @@ class BaseWorker(Generic[M]):
     def _start(self) -> None:
         if self._tasks:
             return
+        check_sessions(self._subscriber.model, self._begin_handling)
         self._runtime = runtime = self._make_runtime()
-        self._subscriber._open()
+        self._subscriber._open(self._retry)
         self._changed = runtime.condition(self._lock)
         self._error = None
         self._heartbeat = Heartbeat(
@@ -165,9 +170,11 @@ class BaseWorker(Generic[M]):
         processor = MessageProcessor(
             self._subscriber.model,
             self._begin_handling,
+            self._subscriber._open_loop().release,
             retry=self._retry,
             batch_size=self._batch_size,
             renewals=self._renewals,
+            repeat=Repetition(self._ack_wait, self._sleep_unless_stopping, lambda: self._must_stop),
             is_cancellation=runtime.is_cancellation,
         )
         self._running = self.concurrency

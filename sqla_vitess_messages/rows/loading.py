@@ -1,68 +1,49 @@
-"""Load messages again that were received before: for another attempt to handle them."""
+"""Load rows as instances, though some of them can't be loaded.
+
+A row may hold what this process can't read: a member that its Enum lacks, a text that is no JSON,
+a value that a TypeDecorator refuses. One such row must not keep back the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from sqlalchemy import Connection, Select, select
-from sqlalchemy.orm import Session, class_mapper, lazyload, undefer
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.exc import DBAPIError
 
-from ..errors import AlreadySettled
-from .lease import Lease, give_lease
-from .message import Message, queue_table
-from .queries import batch_parameters, id_condition, shard_conditions
+from .transient import is_transient
 
-__all__ = ["load_again", "load_eager_relationships"]
+__all__ = ["load_separately", "may_be_a_row"]
 
-M = TypeVar("M", bound=Message)
-
-_EAGER = frozenset(("joined", "selectin", "subquery", "immediate", False))
-"""The values of a relationship's ``lazy`` by which it is loaded together with its parent."""
+R = TypeVar("R")
+M = TypeVar("M")
 
 
-def load_again(model: type[M], connection: Connection, leases: Sequence[Lease]) -> list[M]:
-    """Load messages as the connection's transaction sees them, each with its lease.
+def may_be_a_row(error: Exception) -> bool:
+    """Return whether loading may have failed because of a row, and not of the database."""
+    if not isinstance(error, DBAPIError):
+        return True  # A type's own code, a driver that decodes a value, a listener to "load".
+    return not (error.connection_invalidated or is_transient(error))
 
-    :return: instances like those that a transport delivers, in the order of the leases.
-    :raises AlreadySettled: when a row is gone: it was acked, and deleted since.
+
+def load_separately(
+    load: Callable[[Sequence[R]], Sequence[M]], rows: Sequence[R]
+) -> tuple[list[M], list[tuple[R, Exception]]]:
+    """Load rows; if that fails, find by halves those because of which it does.
+
+    :param load: loads some of the rows, or fails.
+    :param rows: what identifies them.
+    :return: the instances, and the rows that can't be loaded, each with the error.
+    :raises sqlalchemy.exc.DBAPIError: when it is the database that fails.
     """
-    # Not in the caller's session, whose criteria may hide rows.
-    with Session(connection, autoflush=False, join_transaction_mode="rollback_only") as session:
-        statement = _select(model, leases).options(lazyload("*"))
-        found = {message.id: message for message in session.scalars(statement)}
-        session.expunge_all()
-    gone = [lease.message_id for lease in leases if lease.message_id not in found]
-    if gone:
-        raise AlreadySettled(
-            f"these messages of {queue_table(model).name!r} were acked before, and deleted: {gone}",
-            message_ids=gone,
-        )
-    messages = [found[lease.message_id] for lease in leases]
-    for message, lease in zip(messages, leases, strict=True):
-        set_committed_value(message, "epoch", lease.epoch)
-        give_lease(message, lease)
-    return messages
-
-
-def load_eager_relationships(
-    model: type[M], session: Session, messages: Sequence[M], leases: Sequence[Lease]
-) -> None:
-    """Load the relationships of a session's messages that are mapped to be loaded with them.
-
-    Transports leave relationships out. The others are loaded when they are used, which asyncio
-    can't do by itself.
-    """
-    if any(relationship.lazy in _EAGER for relationship in class_mapper(model).relationships):
-        statement = _select(model, leases).execution_options(populate_existing=True)
-        session.scalars(statement).unique().all()
-        for message, lease in zip(messages, leases, strict=True):
-            set_committed_value(message, "epoch", lease.epoch)
-
-
-def _select(model: type[Message], leases: Sequence[Lease]) -> Select[Any]:
-    table = queue_table(model)
-    parameters = batch_parameters(table, [lease.key for lease in leases])
-    conditions = (id_condition(table), *shard_conditions(table))
-    return select(model).where(*conditions).params(**parameters).options(undefer("*"))
+    try:
+        return list(load(rows)), []
+    except Exception as error:
+        if not may_be_a_row(error):
+            raise
+        if len(rows) == 1:
+            return [], [(rows[0], error)]
+    middle = len(rows) // 2
+    loaded, failed = load_separately(load, rows[:middle])
+    more_loaded, more_failed = load_separately(load, rows[middle:])
+    return loaded + more_loaded, failed + more_failed

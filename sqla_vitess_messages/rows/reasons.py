@@ -10,6 +10,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from ..table.options import column_named
 from ..vitess.server import is_mysql
 
 __all__ = ["REASON_COLUMN", "describe_error", "may_be_the_cause", "storable", "text_of"]
@@ -46,7 +47,7 @@ def storable(table: Table, reason: str | None, dialect: Dialect) -> Iterator[dic
     :param reason: any text. It is cut to the length of its column, in the column's unit, and
         characters that can't be encoded are replaced.
     """
-    column = table.c.get(REASON_COLUMN)
+    column = column_named(table, REASON_COLUMN)
     if reason is not None and column is not None:
         clean = reason.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
         type_ = _database_type(column.type, dialect)

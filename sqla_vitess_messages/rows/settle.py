@@ -10,19 +10,19 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, Update
+from sqlalchemy import ClauseElement, Connection, Engine, Table, Update, update
 from sqlalchemy.exc import StatementError
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import Session, class_mapper, scoped_session
 
 from .. import clock
-from ..errors import AlreadySettled, InvalidArgumentType, LeaseLost
+from ..errors import AlreadySettled, InvalidArgument, InvalidArgumentType, LeaseLost
 from ..events import Outcome
 from . import reasons, states
-from .deadlocks import retry_on_deadlock
 from .lease import Lease, Settling, chunks_by_shard
 from .message import Message, queue_table
 from .queries import batch_parameters, key_parameters
-from .transactions import Commit, call_at_commit, pending_arguments
+from .transactions import Commit, call_at_commit, commits_each_statement, pending_arguments
+from .transient import retry_transaction
 
 __all__ = [
     "SessionOrConnection",
@@ -31,7 +31,9 @@ __all__ = [
     "extend",
     "extend_unlocked",
     "fail",
+    "refuse_autocommit",
     "retry",
+    "settling_connection",
     "unsettled",
 ]
 
@@ -46,8 +48,7 @@ log = logging.getLogger(__name__)
 
 def ack(model: type[Message], session: SessionOrConnection, leases: Sequence[Lease]) -> None:
     """Ack messages; see :meth:`.MessageQueueMixin.ack_all`."""
-    table = queue_table(model)
-    connection = connection_of(model, session)
+    table, connection = queue_table(model), settling_connection(model, session)
     values = {"time_acked": clock.now()}
     for chunk in chunks_by_shard(leases):
         statement = states.ack(table, one=len(chunk) == 1)
@@ -70,7 +71,7 @@ def fail(
     """Fail messages; see :meth:`.MessageQueueMixin.fail_all`."""
     if reason is not None and not isinstance(reason, str):
         raise InvalidArgumentType(f"reason={reason!r}: expected a str")
-    table, connection = queue_table(model), connection_of(model, session)
+    table, connection = queue_table(model), settling_connection(model, session)
     for kept in reasons.storable(table, reason, connection.dialect):
         try:
             _fail(model, connection, leases, kept)
@@ -107,7 +108,7 @@ def retry(
 ) -> None:
     """Retry messages; see :meth:`.MessageQueueMixin.retry_all`."""
     wait = None if delay is None else clock.to_nanoseconds(clock.to_seconds(delay, "delay"))
-    table, connection = queue_table(model), connection_of(model, session)
+    table, connection = queue_table(model), settling_connection(model, session)
     _update_held(
         model,
         connection,
@@ -127,7 +128,7 @@ def extend_unlocked(
     lost: list[Lease] = []
     for chunk in chunks_by_shard(leases):
         try:
-            retry_on_deadlock(partial(_extend_chunk, model, engine, chunk, seconds))
+            retry_transaction(partial(_extend_chunk, model, engine, chunk, seconds))
         except LeaseLost:
             # Extend each alone, to find which is lost.
             if len(chunk) == 1:
@@ -159,6 +160,7 @@ def extend(
     length = clock.to_seconds(seconds, "seconds", minimum=0.001)
     nanoseconds = clock.to_nanoseconds(length)
     ends = time.monotonic() + length
+    connection = connection_of(model, session)
 
     def move_ends(leases: Sequence[Lease], _commit: Commit) -> None:
         for lease in leases:
@@ -166,16 +168,16 @@ def extend(
 
     _update_held(
         model,
-        session,
+        connection,
         leases,
         lambda table, one, leased: states.extend(table, one=one, leased=leased, length=nanoseconds),
     )
-    call_at_commit(connection_of(model, session), move_ends, leases)
+    call_at_commit(connection, move_ends, leases)
 
 
 def _update_held(
     model: type[Message],
-    session: SessionOrConnection,
+    connection: Connection,
     leases: Sequence[Lease],
     transition: Transition,
 ) -> None:
@@ -190,7 +192,6 @@ def _update_held(
             message_ids=_ids(settled),
         )
     Lease.confirm_delivery(leases)
-    connection = connection_of(model, session)
     by_fence: dict[tuple[int, bool], list[Lease]] = defaultdict(list)
     for lease in leases:
         by_fence[lease.fence, lease.is_received].append(lease)
@@ -233,15 +234,44 @@ def unsettled(
     return [lease for lease in leases if not (lease.is_settled or lease.key in settled)]
 
 
-def connection_of(model: type[Message], session: SessionOrConnection) -> Connection:
+def settling_connection(model: type[Message], session: SessionOrConnection) -> Connection:
+    """Return the connection of the caller's transaction, which is to settle messages.
+
+    :raises InvalidArgument: when there is no transaction, because each statement commits by itself.
+    """
+    connection = connection_of(model, session)
+    refuse_autocommit(connection, "a settlement")
+    return connection
+
+
+def refuse_autocommit(connection: Connection, what: str) -> None:
+    """Check that a connection has transactions.
+
+    :raises InvalidArgument: when each of its statements commits by itself.
+    """
+    if commits_each_statement(connection):
+        raise InvalidArgument(
+            f"session: its connection to {connection.engine!r} is in autocommit mode, in which "
+            f"each statement commits by itself: {what} can neither commit with the work nor be "
+            "rolled back with it. Use a session with another isolation level than AUTOCOMMIT"
+        )
+
+
+def connection_of(
+    model: type[Message], session: SessionOrConnection, clause: ClauseElement | None = None
+) -> Connection:
     """Return the connection of the caller's transaction.
 
+    :param clause: the statement that it is for, as a session may have several engines and choose
+        by that. Default: one that writes.
     :raises InvalidArgumentType: for what is neither a Session nor a Connection.
     """
     if isinstance(session, Connection):
         return session
     if isinstance(session, (Session, scoped_session)):
-        return session.connection(bind_arguments={"mapper": model})
+        mapper = class_mapper(model)
+        clause = update(queue_table(model)) if clause is None else clause
+        return session.connection(bind_arguments={"mapper": mapper, "clause": clause})
     raise InvalidArgumentType(
         f"session={session!r}: expected a Session or a Connection; with an AsyncSession, "
         "await session.run_sync(message.ack)"

@@ -3,17 +3,18 @@
 ========== ========================= ==================== =======================================
 state      ``time_next``             ``time_acked``       how it gets there
 ========== ========================= ==================== =======================================
-scheduled  in the future, epoch 0    NULL                 enqueued with a delivery time
+scheduled  in the future, attempts 0 NULL                 enqueued with a delivery time
 ready      in the past               NULL                 enqueued; released; requeued; lease over
-leased     in the future, epoch > 0  NULL                 :func:`lease`, :func:`extend`
+leased     in the future, else       NULL                 :func:`lease`, :func:`extend`
 dead       :data:`DEAD`              NULL                 :func:`fail`
 acked      NULL                      when                 :func:`ack`
 ========== ========================= ==================== =======================================
 
 A message that waits for its retry (:func:`retry`) looks like a leased one.
 
-The row's epoch is the fence. A message handed out at epoch e leaves e + 1 in its row; the next
-delivery leaves e + 2, and whoever still holds the earlier lease may only ack.
+The row's epoch is the fence; see :mod:`.epochs`. A message handed out at epoch e leaves e + 1 in
+its row. Whatever becomes of it then, the epoch never has that value again, and whoever still holds
+the earlier lease may only ack.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sqlalchemy import BigInteger, ColumnElement, Select, Table, Update, and_, b
 from .. import clock
 from ..table.options import queue_options
 from .backoff import backoff
+from .epochs import after_release, after_requeue, attempts
 from .queries import (
     id_condition,
     shard_conditions,
@@ -79,12 +81,12 @@ def is_ready(table: Table) -> ColumnElement[bool]:
 
 def is_scheduled(table: Table) -> ColumnElement[bool]:
     """Return the condition that a message is not due yet, and was never handed out."""
-    return and_(_is_later(table), table.c.epoch == 0)
+    return and_(_is_later(table), attempts(table.c.epoch) == 0)
 
 
 def is_leased(table: Table) -> ColumnElement[bool]:
     """Return the condition that a message was handed out, or waits for its retry."""
-    return and_(_is_later(table), table.c.epoch > 0)
+    return and_(_is_later(table), attempts(table.c.epoch) > 0)
 
 
 def is_dead(table: Table) -> ColumnElement[bool]:
@@ -102,7 +104,7 @@ def lease(table: Table) -> Update:
     Each time a new one, because the backoff has a random part.
     """
     options = queue_options(table)
-    wait = clock.to_nanoseconds(options.ack_wait) + backoff(table.c.epoch, options)
+    wait = clock.to_nanoseconds(options.ack_wait) + backoff(attempts(table.c.epoch), options)
     return update_by_id(table).values(
         time_next=clock.database_now() + wait, epoch=table.c.epoch + 1
     )
@@ -110,19 +112,12 @@ def lease(table: Table) -> Update:
 
 @lru_cache(maxsize=256)
 def release(table: Table) -> Update:
-    """Return the UPDATE that makes the rows of ``_ids`` ready again, which nobody has seen.
+    """Return the UPDATE that makes the held rows of ``_ids`` ready again, which nobody has seen.
 
-    It is as if they had never been handed out: so the epoch counts what handlers have seen.
+    It takes the attempt back. Repeated, it changes nothing, because the fence is gone.
     """
-    return (
-        update_by_id(table)
-        .where(
-            *shard_conditions(table),
-            table.c.epoch == bindparam("_fence"),
-            unindexed(table.c.time_acked).is_(None),
-        )
-        .values(time_next=clock.database_now(), epoch=table.c.epoch - 1)
-    )
+    held = _held(table, one=False, leased=False)
+    return held.values(time_next=clock.database_now(), epoch=after_release(table.c.epoch))
 
 
 @lru_cache(maxsize=256)
@@ -153,7 +148,9 @@ def retry(table: Table, *, one: bool, leased: bool, delay: int | None) -> Update
 
     :param delay: nanoseconds from now; None for the queue's own backoff.
     """
-    wait: Any = backoff(table.c.epoch - 1, queue_options(table)) if delay is None else delay
+    wait: Any = delay
+    if delay is None:
+        wait = backoff(attempts(table.c.epoch) - 1, queue_options(table))
     held = _held(table, one=one, leased=leased)
     return held.values(time_next=clock.database_now() + wait)
 
@@ -173,7 +170,7 @@ def requeue(table: Table) -> Update:
     return (
         update_by_id(table)
         .where(unindexed(table.c.time_next) == DEAD)
-        .values(time_next=clock.database_now(), epoch=0)
+        .values(time_next=clock.database_now(), epoch=after_requeue(table.c.epoch))
     )
 
 

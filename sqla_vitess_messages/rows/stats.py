@@ -55,7 +55,7 @@ def count(model: type[Message], session: SessionOrConnection) -> QueueStats:
     layout = LAYOUTS[queue_options(table).layout]
     if any(spec.name == "next_idx" for spec in layout.indexes):
         statement = by_index(statement, table, "next_idx")
-    row = connection_of(model, session).execute(statement).one()
+    row = connection_of(model, session, statement).execute(statement).one()
     ready, scheduled, leased, dead, acked, age = row
     oldest = None if age is None else timedelta(microseconds=int(age) / 1000)
     return QueueStats(ready, scheduled, leased, dead, acked, oldest)

@@ -1,21 +1,48 @@
 """Run something when a connection's transaction commits, and not when it rolls back.
 
-Savepoints count: what was asked for inside one that rolls back is forgotten.
+Savepoints count: what was asked for inside one that rolls back is forgotten. A transaction with a
+two-phase commit counts as well.
+
+All of this runs inside of the user's COMMIT or ROLLBACK, before it is sent. An exception would keep
+it from being sent, and the connection would return to the pool with the transaction open, which
+the next one commits. So exceptions are logged instead.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.base import OptionEngine
 
-__all__ = ["Commit", "call_at_commit", "pending_arguments"]
+from ..vitess.server import is_sqlite
+from . import sqlite
+
+__all__ = [
+    "Commit",
+    "call_at_commit",
+    "call_guarded",
+    "commits_each_statement",
+    "pending_arguments",
+]
 
 A = TypeVar("A")
+P = ParamSpec("P")
+
+log = logging.getLogger(__name__)
+
+
+def call_guarded(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call a function, and log its exception."""
+    try:
+        call(*args, **kwargs)
+    except Exception:
+        log.exception("ignored, so that the transaction can end")
 
 
 class Commit:
@@ -69,7 +96,7 @@ class _Pending:
             commit = Commit(connection)
             self._commit = ref(commit)
             for call, argument in calls:
-                call(argument, commit)
+                call_guarded(call, argument, commit)
 
     def roll_back(self) -> None:
         self._calls.clear()
@@ -110,6 +137,20 @@ def pending_arguments(connection: Connection) -> list[Any]:
     return [] if pending is None else pending.arguments
 
 
+def commits_each_statement(connection: Connection) -> bool:
+    """Return whether each statement commits by itself, as with the isolation level AUTOCOMMIT.
+
+    The driver knows: autocommit may also be among its own arguments.
+    """
+    driver: Any = connection.connection.driver_connection
+    if is_sqlite(connection.dialect):
+        return sqlite.commits_each_statement(driver)
+    mode: bool | None = getattr(driver, "autocommit_mode", None)
+    if mode is None and hasattr(driver, "get_autocommit"):
+        mode = bool(driver.get_autocommit())
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT" or bool(mode)
+
+
 _listened: WeakSet[Engine] = WeakSet()
 
 
@@ -125,33 +166,50 @@ def _listen_to(engine: Engine) -> None:
         _listened.add(engine)
         for name, listener in _LISTENERS.items():
             event.listen(engine, name, listener)
+        # Not on the engine: its copies share the dialect, and each would add the listener again.
+        if not event.contains(engine.dialect, "handle_error", _on_error):
+            event.listen(engine.dialect, "handle_error", _on_error)
 
 
-def _on_commit(connection: Connection) -> None:
+def _guarded(listener: Callable[P, None]) -> Callable[P, None]:
+    @wraps(listener)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        call_guarded(listener, *args, **kwargs)
+
+    return guarded
+
+
+@_guarded
+def _on_commit(connection: Connection, *_two_phase: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.commit(connection)
 
 
-def _on_rollback(connection: Connection) -> None:
+@_guarded
+def _on_rollback(connection: Connection, *_two_phase: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.roll_back()
 
 
+@_guarded
 def _on_savepoint(connection: Connection, _name: str) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.begin_savepoint()
 
 
+@_guarded
 def _on_release_savepoint(connection: Connection, *_event: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.release_savepoint()
 
 
+@_guarded
 def _on_rollback_savepoint(connection: Connection, *_event: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.roll_back_savepoint()
 
 
+@_guarded
 def _on_error(context: ExceptionContext) -> None:
     """Note a COMMIT that failed: no other event tells."""
     pending = None if context.connection is None else _pending.get(context.connection)
@@ -161,9 +219,10 @@ def _on_error(context: ExceptionContext) -> None:
 
 _LISTENERS: dict[str, Callable[..., None]] = {
     "commit": _on_commit,
+    "commit_twophase": _on_commit,
     "rollback": _on_rollback,
+    "rollback_twophase": _on_rollback,
     "savepoint": _on_savepoint,
     "release_savepoint": _on_release_savepoint,
     "rollback_savepoint": _on_rollback_savepoint,
-    "handle_error": _on_error,
 }

@@ -17,27 +17,28 @@ def check_database(connection: Connection, table: Table) -> None:
 
     :raises QueueNotFound: with what is missing and the remedy.
     """
-    inspector = inspect(connection)
-    if not inspector.has_table(table.name, schema=table.schema):
+    inspector, schema = inspect(connection), connection.schema_for_object(table)
+    if not inspector.has_table(table.name, schema=schema):
+        where = "the database" if schema is None else f"schema {schema!r}"
         raise QueueNotFound(
-            f"the database has no table {table.name!r}; create it with "
+            f"{where} has no table {table.name!r}; create it with "
             "Base.metadata.create_all(engine), or run the migrations"
         )
-    existing = {column["name"] for column in inspector.get_columns(table.name, table.schema)}
+    existing = {column["name"] for column in inspector.get_columns(table.name, schema)}
     if missing := [column.name for column in table.columns if column.name not in existing]:
         raise QueueNotFound(
             f"table {table.name!r} lacks the columns {', '.join(missing)} of its model; "
             "run the migrations"
         )
     if is_mysql(connection.dialect):
-        indexes = {index["name"] for index in inspector.get_indexes(table.name, table.schema)}
+        indexes = {index["name"] for index in inspector.get_indexes(table.name, schema)}
         if absent := sorted(index_names(table, inline=True) - indexes):
             raise QueueNotFound(
                 f"table {table.name!r} lacks the indexes {', '.join(absent)} of its model, by "
                 "which its rows are found; run the migrations"
             )
     if is_vitess(connection):
-        comment = inspector.get_table_comment(table.name, table.schema)["text"] or ""
+        comment = inspector.get_table_comment(table.name, schema)["text"] or ""
         if MARK not in comment:
             raise QueueNotFound(
                 f"table {table.name!r} is no message table: its comment is {comment!r}, "

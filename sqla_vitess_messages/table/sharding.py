@@ -25,7 +25,7 @@ def _sharded_queue(table: Table, connection: Connection | None) -> QueueOptions 
     if not is_queue(table) or (options := queue_options(table)).shard_by is None:
         return None
     # In an unsharded keyspace, a vindex would make the keyspace sharded.
-    if connection is None or not is_vitess(connection) or not is_sharded(connection):
+    if connection is None or not is_vitess(connection) or not is_sharded(connection, table):
         return None
     return options
 
@@ -37,7 +37,8 @@ def _add_vindex(table: Table, connection: Connection | None, **_kw: Any) -> None
         assert options.shard_by is not None
         assert options.vindex is not None
         if not vindexes_of(connection, table):
-            adding = AddVindex(table.name, options.shard_by, options.vindex, keyspace=table.schema)
+            keyspace = connection.schema_for_object(table)
+            adding = AddVindex(table.name, options.shard_by, options.vindex, keyspace=keyspace)
             alter_vschema(connection, adding)
         wait_until_routable(connection, table)
 
@@ -47,4 +48,5 @@ def _drop_from_vschema(table: Table, connection: Connection | None, **_kw: Any) 
     if _sharded_queue(table, connection) is not None:
         assert connection is not None
         if vindexes_of(connection, table):
-            alter_vschema(connection, DropTable(table.name, keyspace=table.schema))
+            keyspace = connection.schema_for_object(table)
+            alter_vschema(connection, DropTable(table.name, keyspace=keyspace))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import AssertionPool, ConnectionPoolEntry, SingletonThreadPool, StaticPool
 
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..rows.sqlite import use_legacy_mode
 from ..vitess.server import is_mysql, is_pymysql, is_sqlite, is_vitess_grpc
 
 __all__ = [
     "READ_TIMEOUT",
     "Bind",
+    "check_is_file",
+    "check_is_file_url",
     "configure_engine",
     "copy_engine",
     "dedicated_engine",
@@ -22,6 +26,11 @@ __all__ = [
 READ_TIMEOUT = 10.0
 """Seconds of silence after which a server counts as gone."""
 
+_IN_MEMORY = (
+    "bind: a SQLite database in memory belongs to one connection, and a subscriber has its own; "
+    "use a file, as in sqlite:///app.db"
+)
+
 Bind = str | URL | Engine
 """The database of a subscriber: a URL, or an Engine whose settings it copies."""
 
@@ -29,7 +38,7 @@ Bind = str | URL | Engine
 def dedicated_engine(bind: Bind) -> Engine:
     """Return an engine that shares no connection with any other, and isn't connected yet.
 
-    :raises InvalidArgument: for a URL that can't be parsed or a SQLite database in memory.
+    :raises InvalidArgument: for a URL that can't be parsed, and for what no subscriber can use.
     :raises InvalidArgumentType: for anything but a URL or an Engine.
     """
     if isinstance(bind, Engine):
@@ -38,6 +47,7 @@ def dedicated_engine(bind: Bind) -> Engine:
         try:
             url = make_url(bind)
             engine = create_engine(url, connect_args=_connect_args(url))
+            check_is_file_url(engine)
         except ArgumentError as error:
             raise InvalidArgument(
                 "bind: expected a database URL such as sqlite:///app.db or "
@@ -54,6 +64,31 @@ def dedicated_engine(bind: Bind) -> Engine:
     return engine
 
 
+def check_is_file_url(engine: Engine) -> None:
+    """Check that the URL of an engine isn't that of a SQLite database in memory.
+
+    :raises InvalidArgument: with the remedy.
+    """
+    database, query = engine.url.database, str(engine.url.query)
+    is_file = database and ":memory:" not in database and "mode=memory" not in query
+    if is_sqlite(engine.dialect) and not is_file:
+        raise InvalidArgument(_IN_MEMORY)
+
+
+def check_is_file(connection: Connection, table: Table) -> None:
+    """Check that a table isn't in a SQLite database in memory.
+
+    The connection knows it: an Engine with ``creator=`` may have any URL.
+
+    :raises InvalidArgument: with the remedy.
+    """
+    if is_sqlite(connection.dialect):
+        schema = connection.schema_for_object(table) or "main"
+        for _number, name, file in connection.exec_driver_sql("PRAGMA database_list"):
+            if name == schema and not file:
+                raise InvalidArgument(_IN_MEMORY)
+
+
 def _connect_args(url: URL) -> dict[str, Any]:
     """Bound the wait for the greeting of a server that hangs, before which there is no event."""
     if url.get_driver_name() != "pymysql" or "read_timeout" in url.query:
@@ -61,18 +96,39 @@ def _connect_args(url: URL) -> dict[str, Any]:
     return {"read_timeout": READ_TIMEOUT}
 
 
-def copy_engine(engine: Engine) -> Engine:
-    """Return an engine with the same settings, and no connection yet."""
+def copy_engine(engine: Engine, **options: Any) -> Engine:
+    """Return an engine with the same settings, and no connection yet.
+
+    It has the pool's events and the execution options, such as ``schema_translate_map``, except for
+    the isolation level: a subscriber's statements need their own.
+
+    :param options: execution options to add.
+    """
+    pool = engine.pool.recreate()
+    if isinstance(pool, SingletonThreadPool):
+        pool.size = max(pool.size, 1000)  # Beyond that it closes what other threads use.
+    kept = {name: value for name, value in engine.get_execution_options().items()
+            if name != "isolation_level"}  # fmt: skip
     return Engine(
-        engine.pool.recreate(), engine.dialect, engine.url, hide_parameters=engine.hide_parameters
+        pool,
+        engine.dialect,
+        engine.url,
+        execution_options=kept | options,
+        hide_parameters=engine.hide_parameters,
     )
 
 
 def configure_engine(engine: Engine) -> None:
     """Set up a subscriber's engine for leasing.
 
-    :raises InvalidArgument: for a SQLite database in memory, and for other databases.
+    :raises InvalidArgument: for a pool with one connection alone, and for other databases.
     """
+    if isinstance(engine.pool, (StaticPool, AssertionPool)):
+        raise InvalidArgument(
+            f"bind: its poolclass is {type(engine.pool).__name__}, which has one connection; a "
+            "subscriber uses several at the same time, and so needs a database in a file or on a "
+            "server, and an Engine with another poolclass"
+        )
     if is_sqlite(engine.dialect):
         _configure_sqlite(engine)
     elif is_mysql(engine.dialect):
@@ -106,17 +162,17 @@ def _configure_mysql(engine: Engine) -> None:
 
 def _configure_sqlite(engine: Engine) -> None:
     """Begin each transaction with SQLite's write lock: so a pull can't fail half-way."""
-    database = engine.url.database
-    if not database or ":memory:" in database or "mode=memory" in str(engine.url.query):
-        raise InvalidArgument(
-            "bind: a SQLite database in memory belongs to one connection, and a subscriber has "
-            "its own; use a file, as in sqlite:///app.db"
-        )
 
-    def leave_transactions_to_sqlalchemy(dbapi_connection: Any, _record: object) -> None:
+    def leave_transactions_to_sqlalchemy(
+        dbapi_connection: Any, record: ConnectionPoolEntry
+    ) -> None:
+        use_legacy_mode(record.driver_connection)
         dbapi_connection.isolation_level = None
 
-    def begin(connection: Any) -> None:
+    def begin(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        if driver.in_transaction:  # By a listener on the class Engine, perhaps.
+            connection.exec_driver_sql("ROLLBACK")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     event.listen(engine, "connect", leave_transactions_to_sqlalchemy)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import ArgumentError
@@ -11,16 +13,19 @@ from ..errors import InvalidArgument
 from ..rows.message import queue_table
 from ..runtime import Runtime
 from ..table.reflect import check_database
-from ..vitess.server import is_pymysql, is_vitess, is_vitess_grpc
+from ..vitess.server import is_vitess, is_vitess_grpc
 from .base import M, Receiver, Transport
 from .choice import Grpc, Pull, Stream, TransportChoice, check_choice
-from .engines import READ_TIMEOUT, copy_engine, set_read_timeout
+from .engines import READ_TIMEOUT, check_is_file, copy_engine, set_read_timeout
 from .grpc_stream import GrpcTransport
-from .mysql_stream import StreamTransport
+from .mysql_stream import StreamTransport, check_stream
 from .pull import PullTransport
 from .shards import choose_shards, find_shards
+from .streamable import find_unstreamable
 
 __all__ = ["check_transport", "make_transport"]
+
+log = logging.getLogger(__name__)
 
 
 def check_transport(engine: Engine, transport: TransportChoice) -> Pull | Stream | Grpc:
@@ -45,10 +50,8 @@ def check_transport(engine: Engine, transport: TransportChoice) -> Pull | Stream
                 "transport=Grpc('host:15991') or in a bind such as "
                 "vitess+grpc://user@host:15991/keyspace"
             )
-    if isinstance(choice, Stream) and not is_pymysql(engine.dialect):
-        raise InvalidArgument(
-            f"transport='stream': needs the driver pymysql, not {engine.url.drivername}"
-        )
+    if isinstance(choice, Stream):
+        check_stream(engine)
     return choice
 
 
@@ -76,10 +79,32 @@ def make_transport(
             f"transport={type(choice).__name__.lower()!r}: the {engine.url.get_backend_name()} "
             "database is no Vitess and streams nothing; use 'pull' or 'auto'"
         )
+    loads_by_id = _loads_by_id(model, engine)
     if isinstance(choice, Stream):
-        return StreamTransport(model, engine, pull, receiver=receiver, runtime=runtime)
-    streaming = _grpc_engine(engine, choice)
-    return GrpcTransport(model, engine, pull, grpc=streaming, receiver=receiver, runtime=runtime)
+        return StreamTransport(
+            model, engine, pull, receiver=receiver, runtime=runtime, loads_by_id=loads_by_id
+        )
+    return GrpcTransport(
+        model,
+        engine,
+        pull,
+        grpc=_grpc_engine(engine, choice),
+        receiver=receiver,
+        runtime=runtime,
+        loads_by_id=loads_by_id,
+    )
+
+
+def _loads_by_id(model: type[M], engine: Engine) -> bool:
+    """Return whether each streamed message has to be loaded by its id."""
+    with engine.connect() as connection:
+        unstreamable = find_unstreamable(connection, model)
+    if unstreamable:
+        log.info(
+            "streamed messages are loaded by SELECT, because of %s", ", ".join(unstreamable),
+            extra={"queue": queue_table(model).name},
+        )  # fmt: skip
+    return bool(unstreamable)
 
 
 def _grpc_engine(engine: Engine, choice: Grpc) -> Engine:
@@ -96,7 +121,8 @@ def _grpc_engine(engine: Engine, choice: Grpc) -> Engine:
         if url.username is None and bound.username is not None:
             url = url.set(username=bound.username, password=bound.password)
             _check_tls(url, bound)
-        made = _create_engine(url, is_async=engine.dialect.is_async)
+        options = engine.get_execution_options()
+        made = _create_engine(url, options, is_async=engine.dialect.is_async)
         made.dialect.create_connect_args(url)  # Refuses options that it doesn't know.
     except ArgumentError as error:
         raise InvalidArgument(f"Grpc(address): {error}") from error
@@ -104,12 +130,12 @@ def _grpc_engine(engine: Engine, choice: Grpc) -> Engine:
     return made
 
 
-def _create_engine(url: URL, *, is_async: bool) -> Engine:
+def _create_engine(url: URL, options: Mapping[str, Any], *, is_async: bool) -> Engine:
     if not is_async:
-        return create_engine(url)
+        return create_engine(url, execution_options=options)
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    return create_async_engine(url).sync_engine
+    return create_async_engine(url, execution_options=options).sync_engine
 
 
 def _check_tls(url: URL, bound: URL) -> None:
@@ -129,13 +155,15 @@ def _check_queue(model: type[M], engine: Engine, shards: Sequence[str] | None) -
     """Check that the queue is there, in these shards, and return whether this is Vitess.
 
     :raises QueueNotFound: when the table is missing, or is not the model's queue.
-    :raises InvalidArgument: when there are no such shards.
+    :raises InvalidArgument: when there are no such shards, or it is a SQLite database in memory.
     """
+    table = queue_table(model)
     with engine.connect() as connection:
-        check_database(connection, queue_table(model))
+        check_is_file(connection, table)
+        check_database(connection, table)
         vitess = is_vitess(connection)
     if shards is not None:
-        found = find_shards(engine) if vitess else []
+        found = find_shards(engine, table) if vitess else []
         if found is not None:
             choose_shards(found, shards)
     return vitess

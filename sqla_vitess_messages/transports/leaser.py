@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, bindparam, delete, select
-from sqlalchemy.orm import Session
 
 from .. import clock
 from ..rows import states
-from ..rows.deadlocks import retry_on_deadlock
 from ..rows.enqueue import PRIORITIES
+from ..rows.loading import may_be_a_row
 from ..rows.queries import by_index, unindexed
+from ..rows.transient import retry_transaction
 from ..table.layouts import LAYOUTS
-from .base import BaseTransport, M
+from .base import BaseTransport, Batch, LeasedRow, M
 
 __all__ = ["LARGEST_PULL", "ShardLeaser"]
 
@@ -26,6 +28,12 @@ LARGEST_PULL = 500
 
 PURGE_CHUNK = 500
 """Rows deleted by one statement, as in Vitess."""
+
+T = TypeVar("T")
+
+
+class _CannotLoad(Exception):
+    """Rows can't be loaded, for the reason that is the cause."""
 
 
 class ShardLeaser(BaseTransport[M]):
@@ -62,47 +70,84 @@ class ShardLeaser(BaseTransport[M]):
                 "next_idx",
             )
         )
-        self._leasing = by_index(
-            self._select()
-            .where(*conditions)
-            .order_by(columns.time_next.desc())
-            .limit(bindparam("_limit"))
-            .with_for_update(skip_locked=True),
-            table,
-            "poller_idx" if self._has_priority else "next_idx",
+        self._leasing, self._leasing_rows = (
+            by_index(
+                selecting.where(*conditions)
+                .order_by(columns.time_next.desc())
+                .limit(bindparam("_limit"))
+                .with_for_update(skip_locked=True),
+                table,
+                "poller_idx" if self._has_priority else "next_idx",
+            )
+            for selecting in (
+                self._select(),
+                select(columns.id, columns.epoch, columns.time_next),
+            )
         )
         self._purging = (
             select(columns.id).where(columns.time_acked < bindparam("_before")).limit(PURGE_CHUNK)
         )
 
-    def lease(self, limit: int, *, due_for: float = 0) -> list[M]:
+    def lease(self, limit: int, *, due_for: float = 0) -> Batch[M]:
         """Lease messages, 500 at most.
 
         :param limit: how many at most.
         :param due_for: seconds that they must have been due.
         """
         began = time.monotonic()
-        limit = min(limit, LARGEST_PULL)
-        leasing = partial(self._lease_in_transaction, limit, clock.to_nanoseconds(due_for))
-        messages = retry_on_deadlock(leasing)
+        some = min(limit, LARGEST_PULL), clock.to_nanoseconds(due_for)
+        try:
+            messages = retry_transaction(partial(self._lease_in_transaction, *some))
+        except _CannotLoad:
+            rows = retry_transaction(partial(self._lease_rows_in_transaction, *some))
+            return self._load(rows, began, time.monotonic(), shard=self._shard)
         self._give_leases(messages, began, time.monotonic(), shard=self._shard)
-        return messages
+        return Batch(messages, [])
 
     def _lease_in_transaction(self, limit: int, due_for: int) -> list[M]:
-        messages: list[M] = []
         with self._engine.begin() as connection:
-            session = Session(connection, expire_on_commit=False, autoflush=False)
-            values = {"_due_for": due_for}
-            for priority in self._priorities(connection):
-                values |= {"_priority": priority, "_limit": limit - len(messages)}
-                messages += session.scalars(self._leasing, values)
-                if len(messages) == limit:
-                    break
-            session.expunge_all()
-            if messages:
-                ids = [message.id for message in messages]
-                connection.execute(states.lease(self._table), {"_ids": ids})
+
+            def load(values: dict[str, Any]) -> list[M]:
+                try:
+                    return self._read(connection, self._leasing, values)
+                except Exception as error:
+                    if not may_be_a_row(error):
+                        raise
+                    raise _CannotLoad from error
+
+            messages = self._collect_due(connection, load, limit, due_for)
+            self._postpone(connection, [message.id for message in messages])
         return messages
+
+    def _lease_rows_in_transaction(self, limit: int, due_for: int) -> list[LeasedRow]:
+        """Lease messages without reading their payload, which is loaded later."""
+        with self._engine.begin() as connection:
+            query = partial(connection.execute, self._leasing_rows)
+            found = self._collect_due(connection, query, limit, due_for)
+            rows = [LeasedRow(*row) for row in found]
+            self._postpone(connection, [row.id for row in rows])
+        return rows
+
+    def _collect_due(
+        self,
+        connection: Connection,
+        query: Callable[[dict[str, Any]], Iterable[T]],
+        limit: int,
+        due_for: int,
+    ) -> list[T]:
+        """Return what a query finds and locks, one priority after the other."""
+        found: list[T] = []
+        values = {"_due_for": due_for}
+        for priority in self._priorities(connection):
+            values |= {"_priority": priority, "_limit": limit - len(found)}
+            found += query(values)
+            if len(found) == limit:
+                break
+        return found
+
+    def _postpone(self, connection: Connection, ids: list[int]) -> None:
+        if ids:
+            connection.execute(states.lease(self._table), {"_ids": ids})
 
     def has_due_messages(self) -> bool:
         """Return whether there are any. No insert has to wait for this."""

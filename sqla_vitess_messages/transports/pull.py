@@ -74,9 +74,10 @@ class PullTransport(BaseTransport[M]):
                     break
                 if probe_first and not leaser.has_due_messages():
                     continue
-                if messages := leaser.lease(limit - leased, due_for=due_for):
-                    leased += len(messages)
-                    self._receiver.deliver(messages)
+                batch = leaser.lease(limit - leased, due_for=due_for)
+                if batch.size:
+                    leased += batch.size
+                    self._receiver.deliver(*batch)
         except DBAPIError:
             self._leasers_until = 0.0  # The shards may have changed.
             raise
@@ -89,6 +90,7 @@ class PullTransport(BaseTransport[M]):
         """Do nothing: pulled messages are delivered at once."""
 
     def close(self) -> None:
+        local_notify.stop_listening(self._table, self._receiver)
         self._close_leasers()
         super().close()
 
@@ -101,7 +103,7 @@ class PullTransport(BaseTransport[M]):
         return leasers[self._turn :] + leasers[: self._turn]
 
     def _find_shards(self) -> None:
-        shards = find_shards(self._engine) if self._vitess else []
+        shards = find_shards(self._engine, self._table) if self._vitess else []
         known = shards is not None or not self._leasers
         if shards:
             shards = choose_shards(shards, self._wanted_shards)

@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, Table, event, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import InvalidArgument, InvalidArgumentType
-from ..vitess.vschema import is_sharded
+from ..vitess.vschema import is_sharded, keyspace_of
 from .engines import copy_engine
 
 __all__ = ["check_shards", "choose_shards", "find_shards", "shard_engine"]
@@ -62,8 +62,8 @@ def _overlap(one: str, other: str) -> bool:
     return starts_before_end and (first[2] == "" or second[1] < first[2])
 
 
-def find_shards(engine: Engine) -> list[str] | None:
-    """Return the targets of a sharded keyspace, such as ``sharded:-80``.
+def find_shards(engine: Engine, table: Table) -> list[str] | None:
+    """Return the targets of a table's keyspace if that is sharded, such as ``sharded:-80``.
 
     Only a sharded keyspace needs SHOW VITESS_SHARDS, which over gRPC may end in an error: vtgate
     answers from its cache and renews that in the background, until the call's end cancels it.
@@ -71,10 +71,10 @@ def find_shards(engine: Engine) -> list[str] | None:
     :return: an empty list for an unsharded keyspace; None while it isn't known, as vtgate fails to
         look keyspaces up, or leaves out those for which it fails.
     """
-    keyspace = engine.url.database or ""
     with engine.connect() as connection:
-        if not is_sharded(connection):
+        if not is_sharded(connection, table):
             return []
+        keyspace = keyspace_of(connection, table)
         try:
             names = connection.scalars(text("SHOW VITESS_SHARDS")).all()
         except DBAPIError as error:

@@ -43,6 +43,7 @@ __all__ = [
     "Vindex",
     "alter_vschema",
     "is_sharded",
+    "keyspace_of",
     "reserve_ids",
     "vindexes_of",
     "wait_until_routable",
@@ -240,9 +241,15 @@ class Vindex:
     columns: tuple[str, ...]
 
 
-def is_sharded(connection: Connection) -> bool:
-    """Return whether the connection's database is a sharded keyspace of Vitess."""
-    keyspace, _, _shard = str(connection.scalar(text("SELECT DATABASE()"))).partition(":")
+def keyspace_of(connection: Connection, table: Table | None = None) -> str:
+    """Return the keyspace of a table: its schema, or else the connection's database."""
+    schema = None if table is None else connection.schema_for_object(table)
+    return schema or str(connection.scalar(text("SELECT DATABASE()"))).partition(":")[0]
+
+
+def is_sharded(connection: Connection, table: Table | None = None) -> bool:
+    """Return whether a keyspace of Vitess is sharded: see :func:`keyspace_of`."""
+    keyspace = keyspace_of(connection, table)
     rows = connection.execute(text("SHOW VSCHEMA KEYSPACES"))
     return any(row[0] == keyspace and row[1] == "true" for row in rows)
 

@@ -50,7 +50,7 @@ def _compare_vindexes(
 def existing_vindexes(context: AutogenContext, table: Table) -> list[Vindex] | None:
     """Return the vindexes of a table; None where there are no shards."""
     connection = context.connection
-    if connection is None or not is_vitess(connection) or not is_sharded(connection):
+    if connection is None or not is_vitess(connection) or not is_sharded(connection, table):
         return None
     return vindexes_of(connection, table)
 
