@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from ..errors import SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
 from ..rows import settle
-from ..rows.lease import Lease, leases_of
+from ..rows.lease import Lease
 from ..rows.message import Message, queue_table
 from ..runtime import Runtime, Task
 from ..transports.base import Transport, Unloadable
@@ -212,11 +212,11 @@ class ReceiveLoop(Generic[M]):
             self._disconnect()
             raise
 
-    def release(self, messages: Sequence[M]) -> None:
+    def release(self, leases: Sequence[Lease]) -> None:
         """Make messages that were handed out ready for others, as if they had not been."""
-        self._runtime.call(self._transport.release, messages)
+        self._runtime.call(self._transport.release_leases, leases)
         with self._lock:
-            self._in_flight.drop(leases_of(self._model, messages))
+            self._in_flight.drop(leases)
             self._work_available.notify()
 
     def _on_settling(self, slots: InFlight[M], leases: Sequence[Lease]) -> None:
@@ -411,7 +411,7 @@ class ReceiveLoop(Generic[M]):
         for event in events:
             try:
                 self._on_event(event)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:  # User code, which may raise anything, must not end receiving.
+            except BaseException as error:  # User code may raise anything.
+                if self._runtime.is_cancellation(error):
+                    raise
                 log.exception("on_event failed", extra={"queue": self._queue})
