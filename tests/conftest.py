@@ -167,8 +167,8 @@ def subscribe(url: str, backend: Backend) -> Iterator[Callable[..., Any]]:
     """Return a factory of open subscribers, which are closed at the end of the test."""
     opened: list[Any] = []
 
-    def make(model: type[Any], **options: Any) -> Any:
-        subscriber = make_subscriber(backend, model, url, **options)
+    def make(model: type[Any], bind: Any = None, **options: Any) -> Any:
+        subscriber = make_subscriber(backend, model, url if bind is None else bind, **options)
         subscriber.open()
         opened.append(subscriber)
         return subscriber

@@ -14,7 +14,12 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 from sqlalchemy.pool import Pool
 
-__all__ = ["begin_before_savepoint", "commits_each_statement", "use_legacy_mode"]
+__all__ = [
+    "begin_before_savepoint",
+    "commits_each_statement",
+    "is_in_transaction",
+    "use_legacy_mode",
+]
 
 _DIALECT = "sqlalchemy.dialects.sqlite.base"
 
@@ -46,7 +51,7 @@ def begin_before_savepoint(
     if statement.startswith("SAVEPOINT "):
         driver: Any = parameters_and_context[-1].root_connection.connection.driver_connection
         level = getattr(driver, "isolation_level", None)
-        if level is not None and _is_legacy(driver) and not driver.in_transaction:
+        if level is not None and _is_legacy(driver) and not is_in_transaction(driver):
             cursor.execute(f"BEGIN {level}")
 
 
@@ -55,9 +60,17 @@ def commits_each_statement(driver: Any) -> bool:
 
     :param driver: a connection of sqlite3, or of a driver that resembles it.
     """
-    if driver.in_transaction:
+    if is_in_transaction(driver):
         return False
     return driver.isolation_level is None or not _is_legacy(driver)
+
+
+def is_in_transaction(driver: Any) -> bool:
+    """Return whether a connection has begun a transaction. A closed one hasn't."""
+    try:
+        return bool(driver.in_transaction)
+    except ValueError:  # aiosqlite's, which is no error of the database API.
+        return False
 
 
 def use_legacy_mode(driver: Any) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import AssertionPool, ConnectionPoolEntry, SingletonThreadPool, StaticPool
+from sqlalchemy.util import await_only
 
 from ..errors import InvalidArgument, InvalidArgumentType
-from ..rows.sqlite import use_legacy_mode
+from ..rows.sqlite import is_in_transaction, use_legacy_mode
 from ..vitess.server import is_mysql, is_pymysql, is_sqlite, is_vitess_grpc
 
 __all__ = [
@@ -32,8 +33,13 @@ _IN_MEMORY = (
     "use a file, as in sqlite:///app.db"
 )
 
-LOCK_WAIT_TIMEOUT = 1
-"""Seconds that a statement waits for a row that another transaction has locked, on MySQL."""
+_SHORT_LOCK_WAIT = "SET SESSION innodb_lock_wait_timeout = 1"
+"""Seconds that a statement waits for a row that another transaction has locked."""
+
+UTF8 = "utf8mb4"
+"""MySQL's name of the character set that has every character. In place of one that a connection's
+own set lacks, MySQL sends a question mark. vtgate sends UTF-8 whatever the set is.
+"""
 
 READS_ONLY = "sqla_vitess_messages_reads_only"
 """An execution option of connections that write nothing, and so need no write lock of SQLite."""
@@ -148,7 +154,7 @@ def configure_engine(engine: Engine) -> None:
 
 
 def _configure_mysql(engine: Engine) -> None:
-    """Lock rows only, and wait for them for a moment only.
+    """Receive every character; lock rows only, and wait for them for a moment only.
 
     At MySQL's default isolation level a pull also locks the gaps between rows, and producers meet
     deadlocks. MySQL waits 50 s for a row that another transaction has locked, and with it all that
@@ -163,13 +169,19 @@ def _configure_mysql(engine: Engine) -> None:
             "transport=Pull(shards=['-80']) to receive from some of its shards"
         )
 
-    def set_locking(dbapi_connection: Any, _record: object) -> None:
+    def set_up(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+        if getattr(dbapi_connection, "character_set_name", lambda: UTF8)() != UTF8:
+            driver: Any = record.driver_connection
+            if engine.dialect.is_async:
+                await_only(driver.set_charset(UTF8))
+            else:
+                driver.set_character_set(UTF8)
         engine.dialect.set_isolation_level(dbapi_connection, "READ COMMITTED")
         cursor = dbapi_connection.cursor()
-        cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_TIMEOUT}")
+        cursor.execute(_SHORT_LOCK_WAIT)
         cursor.close()
 
-    event.listen(engine, "connect", set_locking)
+    event.listen(engine, "connect", set_up)
     set_read_timeout(engine, READ_TIMEOUT)
 
 
@@ -184,7 +196,7 @@ def _configure_sqlite(engine: Engine) -> None:
 
     def begin(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
-        if driver.in_transaction:  # By a listener on the class Engine, perhaps.
+        if is_in_transaction(driver):  # By a listener on the class Engine, perhaps.
             connection.exec_driver_sql("ROLLBACK")
         reads = connection.get_execution_options().get(READS_ONLY, False)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
