@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -25,6 +25,7 @@ from ..transports.base import Transport, Unloadable
 from ..transports.choice import Grpc, Pull, Stream
 from ..transports.factory import make_transport
 from .batcher import PendingSettlement, SettlementBatcher, settle_together
+from .emitting import EventEmitter
 from .in_flight import InFlight
 from .reconnecting import lost_connection_errors, repeat_until_stopped
 from .rejection import Rejection, reject, settle_rejected
@@ -54,7 +55,7 @@ class ReceiveLoop(Generic[M]):
     :param lock: guards ``in_flight`` and the state of this object.
     :param max_attempts: how often a message may have been handed out; None for no limit.
     :param retry: whether and when a message that can't be loaded is retried.
-    :param on_event: called with each event, without the lock.
+    :param emitter: is used without the lock.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class ReceiveLoop(Generic[M]):
         *,
         max_attempts: int | None,
         retry: RetryPolicy,
-        on_event: Callable[[Event], object] | None,
+        emitter: EventEmitter,
     ) -> None:
         self._model = model
         self._queue = queue_table(model).name
@@ -77,7 +78,7 @@ class ReceiveLoop(Generic[M]):
         self._runtime = runtime
         self._max_attempts = max_attempts
         self._retry = retry
-        self._on_event = on_event
+        self._emitter = emitter
         self._lock = lock
         self._messages_available = runtime.condition(lock)
         self._work_available = runtime.condition(lock)
@@ -161,10 +162,8 @@ class ReceiveLoop(Generic[M]):
         """Make the loop end, and don't wait for it. Called by the garbage collector."""
         self._stopping = self._closing = True
         if self._lock.acquire(timeout=ABANDON_TIMEOUT):
-            try:
-                self._notify_all()
-            finally:
-                self._lock.release()
+            self._notify_all()
+            self._lock.release()
         self._transport.interrupt()
 
     @property
@@ -404,14 +403,7 @@ class ReceiveLoop(Generic[M]):
 
     def _flush_events(self, *more: Event) -> None:
         """Emit pending events. Call without holding the lock."""
-        if self._on_event is None:
-            return
-        with self._lock:
-            events = [*self._in_flight.take_events(), *more]
-        for event in events:
-            try:
-                self._on_event(event)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:  # User code, which may raise anything, must not end receiving.
-                log.exception("on_event failed", extra={"queue": self._queue})
+        if self._emitter.is_needed:
+            with self._lock:
+                events = [*self._in_flight.take_events(), *more]
+            self._emitter.emit(events)

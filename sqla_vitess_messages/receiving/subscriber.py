@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -36,6 +35,7 @@ from ..transports.engines import Bind, dedicated_engine
 from ..transports.factory import check_transport
 from .arguments import check_count
 from .batcher import Change, PendingSettlement
+from .emitting import EventEmitter
 from .in_flight import InFlight
 from .loop import ReceiveLoop
 from .rejection import queue_policy
@@ -169,7 +169,7 @@ class BaseSubscriber(Generic[M, FutureT]):
             self._make_runtime(),
             max_attempts=self._max_attempts,
             retry=retry or queue_policy(queue_table(self.model), self._max_attempts),
-            on_event=None if self._on_event is None else _emitter(self),
+            emitter=EventEmitter(self, self._queue),
         )
         loop.open(self._choice)
         self._loop = loop
@@ -188,21 +188,6 @@ class BaseSubscriber(Generic[M, FutureT]):
         lost = loop.extend(leases_of(self.model, messages), length)
         lost_ids = {lease.message_id for lease in lost}
         return [message for message in messages if message.id in lost_ids]
-
-
-def _emitter(subscriber: BaseSubscriber[Any, Any]) -> Callable[[Event], None]:
-    """Return a function that emits events as long as the subscriber lives.
-
-    What receives must not keep it alive, and so not ``on_event``, which may be one of its methods.
-    """
-    reference = weakref.ref(subscriber)
-
-    def emit(event: Event) -> None:
-        alive = reference()
-        if alive is not None and alive._on_event is not None:
-            alive._on_event(event)
-
-    return emit
 
 
 class Subscriber(BaseSubscriber[M, Future[None]]):

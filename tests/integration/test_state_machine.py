@@ -134,7 +134,7 @@ class Queue(RuleBasedStateMachine):
         leaser._priorities_until = 0.0
         due = [r for r in self.rows.values() if not r.acked and r.time_next < self.clock.now]
         expected = sorted((row.priority, -row.time_next) for row in due)[:limit]
-        messages = leaser.lease(limit)
+        messages = leaser.lease(limit).messages
         got = [self.rows[message.id] for message in messages]
         assert [(row.priority, -row.time_next) for row in got] == expected
         for message, row in zip(messages, got, strict=True):
