@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from inspect import get_annotations
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import Table, event, inspect
+from sqlalchemy import Connection, Table, event, inspect
 from sqlalchemy.orm import Mapped, Mapper, Session, declared_attr, mapped_column
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -25,7 +25,7 @@ from . import clock
 from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
 from .rows import dead, defaults, enqueue, settle
 from .rows.epochs import attempts
-from .rows.lease import Lease, leases_of
+from .rows.lease import Lease, lease_of, leases_of
 from .rows.message import Message, is_enqueued
 from .rows.pydantic import check_version
 from .rows.settle import SessionOrConnection
@@ -280,7 +280,7 @@ class MessageQueueMixin(Message):
             self.time_scheduled = nanoseconds
 
 
-_KEPT_FROM_UPDATES = (
+_SET_BY_SETTLEMENTS = (
     "time_scheduled",
     "id",
     "time_next",
@@ -288,19 +288,33 @@ _KEPT_FROM_UPDATES = (
     "time_created",
     "time_acked",
 )
-"""The columns that only settlements and deliveries change. A merge, for example, would write back
-the values of a received message, which are those before its delivery."""
+"""The columns that only deliveries and settlements change. A merge, for example, would write back
+the values of a received message, which are those from before its delivery."""
 
 
 @event.listens_for(MessageQueueMixin, "before_update", propagate=True)
 def _keep_from_update(
-    _mapper: Mapper[Any], _connection: object, message: MessageQueueMixin
+    _mapper: Mapper[Any], _connection: Connection, message: MessageQueueMixin
 ) -> None:
     """Revert changes of the queue's own columns that a flush would write."""
     state = inspect(message)
-    for name in _KEPT_FROM_UPDATES:
-        if name in state.dict and (deleted := state.attrs[name].history.deleted):
-            set_committed_value(message, name, deleted[0])
+    attributes = state.attrs
+    for name in _SET_BY_SETTLEMENTS:
+        if name not in attributes:
+            continue  # The layout has no such column.
+        history = attributes[name].history
+        if history.deleted:
+            set_committed_value(message, name, history.deleted[0])
+        elif history.added and state.session is not None:
+            state.session.expire(message, [name])  # It was not loaded.
+
+
+@event.listens_for(MessageQueueMixin, "before_delete", propagate=True)
+def _ack_deleted(_mapper: Mapper[Any], connection: Connection, message: MessageQueueMixin) -> None:
+    """Ack a received message that is deleted: if somebody else did first, this transaction ends."""
+    if (lease := lease_of(message)) is not None:
+        model = type(message)
+        settle.ack(model, connection, settle.unsettled(model, connection, [lease]))
 
 
 _API = frozenset(name for name in vars(MessageQueueMixin) if not name.startswith("__"))

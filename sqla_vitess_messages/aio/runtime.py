@@ -60,10 +60,11 @@ class AsyncioRuntime:
         await_only(asyncio.sleep(seconds))
 
     def is_cancellation(self, error: BaseException) -> bool:
+        if not isinstance(error, asyncio.CancelledError):
+            return False
         # The error may also come from something else that was cancelled, and awaited here.
         task = asyncio.current_task()
-        is_cancelled = task is not None and task.cancelling() > 0
-        return isinstance(error, asyncio.CancelledError) and is_cancelled
+        return task is not None and task.cancelling() > 0
 
 
 async def _call_bounded(function: Callable[[], T]) -> T:

@@ -34,15 +34,20 @@ class EventEmitter:
         self._queue = queue
         self.is_needed = subscriber._on_event is not None
 
-    def emit(self, events: Iterable[Event]) -> None:
-        """Call ``on_event`` with each event. Call this without holding a lock."""
+    def emit(
+        self, events: Iterable[Event], is_cancellation: Callable[[BaseException], bool]
+    ) -> None:
+        """Call ``on_event`` with each event. Call this without holding a lock.
+
+        :param is_cancellation: returns whether an error means that the running task is to end.
+        """
         subscriber = self._subscriber()
         if subscriber is None or subscriber._on_event is None:
             return
         for event in events:
             try:
                 subscriber._on_event(event)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:  # User code, which may raise anything, must not end receiving.
+            except BaseException as error:  # User code may raise anything.
+                if is_cancellation(error):
+                    raise
                 log.exception("on_event failed", extra={"queue": self._queue})

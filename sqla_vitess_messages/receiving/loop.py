@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from ..errors import SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
 from ..rows import settle
-from ..rows.lease import Lease, leases_of
+from ..rows.lease import Lease
 from ..rows.message import Message, queue_table
 from ..runtime import Runtime, Task
 from ..transports.base import Transport, Unloadable
@@ -211,11 +211,11 @@ class ReceiveLoop(Generic[M]):
             self._disconnect()
             raise
 
-    def release(self, messages: Sequence[M]) -> None:
+    def release(self, leases: Sequence[Lease]) -> None:
         """Make messages that were handed out ready for others, as if they had not been."""
-        self._runtime.call(self._transport.release, messages)
+        self._runtime.call(self._transport.release_leases, leases)
         with self._lock:
-            self._in_flight.drop(leases_of(self._model, messages))
+            self._in_flight.drop(leases)
             self._work_available.notify()
 
     def _on_settling(self, slots: InFlight[M], leases: Sequence[Lease]) -> None:
@@ -406,4 +406,4 @@ class ReceiveLoop(Generic[M]):
         if self._emitter.is_needed:
             with self._lock:
                 events = [*self._in_flight.take_events(), *more]
-            self._emitter.emit(events)
+            self._emitter.emit(events, self._runtime.is_cancellation)

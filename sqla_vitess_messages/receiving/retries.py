@@ -88,6 +88,8 @@ class RetryPolicy:
                 )
         first = clock.to_seconds(self.min_delay, "min_delay", minimum=0.001)
         clock.to_seconds(self.max_delay, "max_delay", minimum=first)
+        # A copy: a mapping of the user's own could fail when a message is to be judged.
+        object.__setattr__(self, "rules", dict(self.rules))
         for error, policy in self.rules.items():
             if not (isinstance(error, type) and issubclass(error, Exception)):
                 raise InvalidArgumentType(f"rules: {error!r} is no exception class")
@@ -118,9 +120,8 @@ def decide(policy: RetryPolicy, error: BaseException, attempts: int) -> RetryDec
         return RetryDecision(None, reason)
     if is_exhausted(rule, attempts + 1):
         return RetryDecision(None, f"{reason} (attempt {attempts + 1} of {rule.max_attempts})")
-    if isinstance(error, Retry) and error.delay is not None:
-        return RetryDecision(error.delay, reason)
-    return RetryDecision(_delay(rule, attempts), reason)
+    delay = _chosen_delay(error)
+    return RetryDecision(_delay(rule, attempts) if delay is None else delay, reason)
 
 
 def only_error(error: BaseException) -> BaseException:
@@ -131,13 +132,21 @@ def only_error(error: BaseException) -> BaseException:
 
 
 def _policy_for(policy: RetryPolicy, error: BaseException) -> RetryPolicy | None:
-    try:
-        for cls in type(error).__mro__:
-            if cls in policy.rules:
-                return policy.rules[cls]
-    except Exception:  # The mapping may be the user's own code.
-        log.exception("the rules of a RetryPolicy failed; retrying as without rules")
+    for cls in type(error).__mro__:
+        if cls in policy.rules:
+            return policy.rules[cls]
     return policy
+
+
+def _chosen_delay(error: BaseException) -> float | None:
+    """Return the delay that a Retry asks for: a subclass may not have set it, or to anything."""
+    if not isinstance(error, Retry):
+        return None
+    try:
+        return None if error.delay is None else clock.to_seconds(error.delay, "delay")
+    except BaseException:  # The attribute may be user code.
+        log.exception("the delay of a Retry can't be used; the policy's is used instead")
+        return None
 
 
 def _delay(policy: RetryPolicy, attempts: int) -> float:

@@ -33,7 +33,7 @@ from ..runtime import Runtime, ThreadRuntime
 from ..transports.choice import TransportChoice
 from ..transports.engines import Bind, dedicated_engine
 from ..transports.factory import check_transport
-from .arguments import check_count
+from .arguments import check_count, check_function
 from .batcher import Change, PendingSettlement
 from .emitting import EventEmitter
 from .in_flight import InFlight
@@ -69,8 +69,8 @@ class BaseSubscriber(Generic[M, FutureT]):
         check_count("max_concurrency", max_concurrency, 10_000)
         if max_attempts is not None:
             check_count("max_attempts", max_attempts, MAX_ATTEMPTS)
-        if on_event is not None and not callable(on_event):
-            raise InvalidArgumentType(f"on_event={on_event!r}: expected a callable")
+        if on_event is not None:
+            check_function("on_event", on_event)
         self.model = model
         self._bind = bind
         self._choice = check_transport(self._make_engine(), transport)
@@ -185,9 +185,9 @@ class BaseSubscriber(Generic[M, FutureT]):
     def _extend(self, messages: Sequence[M], seconds: float | timedelta) -> list[M]:
         loop = self._open_loop()
         length = clock.to_seconds(seconds, "seconds", minimum=0.001)
-        lost = loop.extend(leases_of(self.model, messages), length)
-        lost_ids = {lease.message_id for lease in lost}
-        return [message for message in messages if message.id in lost_ids]
+        leases = [leases_of(self.model, [message])[0] for message in messages]
+        lost = loop.extend(list(dict.fromkeys(leases)), length)
+        return [message for message, lease in zip(messages, leases, strict=True) if lease in lost]
 
 
 class Subscriber(BaseSubscriber[M, Future[None]]):

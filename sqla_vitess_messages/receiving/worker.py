@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any, Generic, overload
+from typing import Any, ClassVar, Generic, overload
 
 from sqlalchemy.orm import Session
 
@@ -29,8 +29,8 @@ from ..rows.lease import leases_of
 from ..rows.message import queue_table
 from ..runtime import Condition, Runtime, Task, ThreadRuntime
 from ..table.options import queue_options
-from .arguments import check_count
-from .handling import MessageProcessor, check_handler, check_result, check_sessions
+from .arguments import check_count, check_function, check_result
+from .handling import MessageProcessor, check_sessions
 from .renewal import Heartbeat, LeaseRenewals
 from .repetition import Repetition
 from .retries import RetryPolicy
@@ -57,6 +57,9 @@ class BaseWorker(Generic[M]):
     they are called in greenlets.
     """
 
+    _is_async: ClassVar[bool]
+    """Whether the handler is a coroutine function."""
+
     def __init__(
         self,
         subscriber: BaseSubscriber[M, Any],
@@ -68,9 +71,8 @@ class BaseWorker(Generic[M]):
         batch_size: int | None,
         shutdown_timeout: float | timedelta,
     ) -> None:
-        for name, value in (("handler", handler), ("session_factory", session_factory)):
-            if not callable(value):
-                raise InvalidArgumentType(f"{name}={value!r}: expected a callable")
+        check_function("handler", handler, is_async=self._is_async)
+        check_function("session_factory", session_factory)
         if not (retry is None or isinstance(retry, RetryPolicy)):
             raise InvalidArgumentType(f"retry={retry!r}: expected a RetryPolicy")
         check_count("concurrency", concurrency, 1000)
@@ -248,12 +250,13 @@ class BaseWorker(Generic[M]):
                     self._changed.notify_all()
 
     def _work_once(self, processor: MessageProcessor[M], messages: Sequence[M]) -> None:
-        with self._renewals.watch(leases_of(self._subscriber.model, messages)):
+        leases = leases_of(self._subscriber.model, messages)
+        with self._renewals.watch(leases):
             try:
-                processor.process(messages)
+                processor.process(messages, leases)
             except BaseException as error:
                 if self._runtime.is_cancellation(error):
-                    self._runtime.shield(partial(processor.release, messages))
+                    self._runtime.shield(partial(processor.release, leases))
                 raise
 
 
@@ -278,6 +281,8 @@ class Worker(BaseWorker[M]):
     :raises InvalidArgument: when an argument has a value that can't work.
     :raises InvalidArgumentType: when an argument has a type that can't work.
     """
+
+    _is_async = False
 
     @overload
     def __init__(
@@ -327,7 +332,6 @@ class Worker(BaseWorker[M]):
             batch_size=batch_size,
             shutdown_timeout=shutdown_timeout,
         )
-        check_handler(handler, is_async=False)
 
     def _make_runtime(self) -> Runtime:
         return ThreadRuntime()

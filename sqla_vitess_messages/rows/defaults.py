@@ -1,7 +1,7 @@
 """The column defaults of a queue: the values of the messages that a Core INSERT enqueues.
 
 SQLAlchemy calls a default with the execution context of the INSERT, for each row. Others call it
-without one: forms of admin interfaces, for example, to fill their fields before there is a row.
+without one, such as admin interfaces, to fill the fields of a form before there is a row.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def default_time(context: object) -> int:
 def default_scheduled(context: object) -> int:
     """Return the row's ``time_next`` if the statement has it as a value, else now."""
     given = _given(context, "time_scheduled", "time_next")
-    return given if isinstance(given, int) else default_time(context)
+    return default_time(context) if given is None or given is _EXPRESSION else int(given)
 
 
 def default_next(context: object) -> int:
@@ -61,7 +61,7 @@ def default_next(context: object) -> int:
             "time_scheduled is an SQL expression, from which time_next can't be derived: the "
             "message would be due at once; give time_next as well"
         )
-    return given if isinstance(given, int) else default_time(context)
+    return default_time(context) if given is None else int(given)
 
 
 _EXPRESSION = object()
@@ -76,7 +76,7 @@ def _insert(context: object) -> Insert | None:
     return statement if isinstance(statement, Insert) else None
 
 
-def _given(context: object, column: str, other: str) -> object:
+def _given(context: object, column: str, other: str) -> Any:
     """Return what the row for which ``column`` has its default has as ``other``.
 
     ``get_current_parameters()`` can't tell: of ``insert().values([...])`` it knows only the keys
@@ -84,16 +84,17 @@ def _given(context: object, column: str, other: str) -> object:
 
     :return: the value, None if it has its default too, or :data:`_EXPRESSION`.
     """
-    statement = _insert(context)
-    if statement is None or other not in statement.table.c:
+    if not isinstance(context, DefaultExecutionContext) or context.current_parameters is None:
         return None
-    assert isinstance(context, DefaultExecutionContext)
     # In insert().values([...]) row n has the names of its columns with _m<n>; the first row has
     # them without, where they have their defaults.
     row: str = context.current_column.key.removeprefix(column)
-    parameters: Mapping[str, Any] = context.current_parameters or {}
-    for name in (other + row,) if row else (f"{other}_m0", other):
+    parameters: Mapping[str, Any] = context.current_parameters
+    for name in (other + row,) if row else (other, f"{other}_m0"):
         if name in parameters:
             return parameters[name]
+    statement = _insert(context)
+    if statement is None or other not in statement.table.c:
+        return None
     defaulted = {default.key for default in context.prefetch_cols or ()}
     return None if other + row in defaulted else _EXPRESSION

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
+from sqlalchemy import Table
 from sqlalchemy.orm import class_mapper
 
 from ..errors import InvalidArgument, InvalidArgumentType
@@ -33,10 +34,11 @@ Confirm = Callable[[Sequence["Lease"]], None]
 
 
 class Settling(NamedTuple):
-    """Leases that a transaction settles."""
+    """Leases of one table's rows that a transaction settles."""
 
     outcome: Outcome
     leases: Sequence[Lease]
+    table: Table
 
 
 class Lease:
@@ -131,7 +133,8 @@ class Lease:
         self._on_settling = call
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # In another process the database alone knows how long the lease lasts.
+        # Another process can't wait for it, and for how long the lease lasts, the database knows.
+        self.confirm_delivery([self])
         return Lease, (self.key, self.epoch, inf, inf)
 
     def __copy__(self) -> Lease:
@@ -176,11 +179,12 @@ def leases_of(model: type[Message], messages: Iterable[Message]) -> list[Lease]:
     :raises InvalidArgumentType: for what is no message of this queue.
     :raises InvalidArgument: for a message without a row.
     """
-    leases: dict[int, Lease] = {}
+    leases: dict[object, Lease] = {}
     for message in messages:
         if not isinstance(message, model):
             raise InvalidArgumentType(f"messages: {message!r} is not a {model.__name__}")
-        leases[id(message)] = lease_of(message) or _of_queried(message)
+        lease = lease_of(message)
+        leases[lease or id(message)] = lease or _of_queried(message)
     return list(leases.values())
 
 

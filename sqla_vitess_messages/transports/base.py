@@ -113,6 +113,10 @@ class Transport(Protocol[M_contra]):
         """Close the connections that are not in use. The next poll opens new ones."""
         ...
 
+    def release_leases(self, leases: Sequence[Lease]) -> None:
+        """Make the messages of leases ready for others at once."""
+        ...
+
     def close(self) -> None:
         """Close every connection, for good."""
         ...
@@ -244,9 +248,10 @@ class BaseTransport(Generic[M]):
 
     def release(self, messages: Sequence[M]) -> None:
         """Make messages that no handler has seen ready for others at once."""
-        self._release_leases([lease for m in messages if (lease := lease_of(m)) is not None])
+        self.release_leases([lease for m in messages if (lease := lease_of(m)) is not None])
 
-    def _release_leases(self, leases: Sequence[Lease]) -> None:
+    def release_leases(self, leases: Sequence[Lease]) -> None:
+        """Make the messages of leases ready for others at once."""
         by_fence: dict[int, list[Lease]] = {}
         for lease in leases:
             by_fence.setdefault(lease.fence, []).append(lease)

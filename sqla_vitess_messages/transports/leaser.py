@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine, bindparam, delete, select
+from sqlalchemy import Connection, Engine, bindparam, select
 
 from .. import clock
 from ..rows import states
@@ -19,6 +19,7 @@ from ..rows.queries import by_index, unindexed
 from ..rows.transient import is_transient, retry_transaction
 from ..table.layouts import LAYOUTS
 from .base import BaseTransport, Batch, LeasedRow, M
+from .engines import READS_ONLY
 
 __all__ = ["LARGEST_PULL", "ShardLeaser"]
 
@@ -27,9 +28,6 @@ PRIORITIES_CACHED_FOR = 0.05
 
 LARGEST_PULL = 500
 """Messages leased by one transaction."""
-
-PURGE_CHUNK = 500
-"""Rows deleted by one statement, as in Vitess."""
 
 T = TypeVar("T")
 
@@ -105,9 +103,6 @@ class ShardLeaser(BaseTransport[M]):
                 self._select().add_columns(clock.database_now()),
                 select(columns.id, columns.epoch, columns.time_next, clock.database_now()),
             )
-        )
-        self._purging = (
-            select(columns.id).where(columns.time_acked < bindparam("_before")).limit(PURGE_CHUNK)
         )
 
     def lease(self, limit: int, *, due_for: float = 0) -> Batch[M]:
@@ -204,22 +199,10 @@ class ShardLeaser(BaseTransport[M]):
 
     def has_due_messages(self) -> bool:
         """Return whether there are any. No insert has to wait for this."""
-        with self._engine.connect() as connection:
+        with self._engine.connect().execution_options(**{READS_ONLY: True}) as connection:
             priorities = self._priorities(connection) if self._polls_by_priority else [0]
             values = [{"_due_for": 0, "_priority": priority} for priority in priorities]
             return any(connection.scalar(self._polling, value) is not None for value in values)
-
-    def purge(self) -> bool:
-        """Delete some of the messages that were acked longer ago than ``purge_after``.
-
-        :return: whether there may be more.
-        """
-        before = clock.now() - clock.to_nanoseconds(self._options.purge_after)
-        with self._engine.begin() as connection:
-            ids = list(connection.scalars(self._purging, {"_before": before}))
-            if ids:
-                connection.execute(delete(self._table).where(self._table.c.id.in_(ids)))
-        return len(ids) == PURGE_CHUNK
 
     def _priorities(self, connection: Connection) -> list[int]:
         """Return the priorities of unsettled messages, the most urgent first.

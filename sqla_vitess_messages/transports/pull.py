@@ -13,6 +13,7 @@ from ..rows import local_notify
 from .base import BaseTransport, M, Receiver
 from .choice import Pull
 from .leaser import ShardLeaser
+from .purge import Purger
 from .shards import choose_shards, find_shards, shard_engine
 
 __all__ = ["PullTransport"]
@@ -44,8 +45,7 @@ class PullTransport(BaseTransport[M]):
         self._vitess = vitess
         self._wanted_shards = options.shards
         self._longest_pause = clock.to_seconds(options.poll_interval, "poll_interval")
-        self._purge_interval = self._options.poller_interval
-        self._next_purge = time.monotonic() + self._purge_interval
+        self._purger = None if vitess else Purger(self._table, engine)
         self._leasers: dict[str, ShardLeaser[M]] = {}
         self._leasers_until = 0.0
         self._turn = 0
@@ -57,9 +57,8 @@ class PullTransport(BaseTransport[M]):
             self.pause = 0.0
         else:
             self.pause = min(max(self.pause * 2, SHORTEST_PAUSE), self._longest_pause)
-        due = not self._vitess and time.monotonic() >= self._next_purge
-        if due and not self._interrupted:
-            self._purge()
+        if self._purger is not None and not self._interrupted:
+            self.pause = min(self.pause, self._purger.run())
 
     def lease(self, limit: int, *, due_for: float = 0, probe_first: bool = False) -> int:
         """Lease and deliver up to ``limit`` messages, those of one shard after the other's.
@@ -131,9 +130,3 @@ class PullTransport(BaseTransport[M]):
         for leaser in self._leasers.values():
             leaser.close()
         self._leasers = {}
-
-    def _purge(self) -> None:
-        for leaser in self._leasers.values():
-            while leaser.purge() and not self._interrupted:
-                pass
-        self._next_purge = time.monotonic() + self._purge_interval

@@ -245,10 +245,10 @@ class BaseStreamTransport(BaseTransport[M]):
             self._runtime.sleep(pause)
             pause = min(pause * 2, 0.1)
 
-    def _release_leases(self, leases: Sequence[Lease]) -> None:
+    def release_leases(self, leases: Sequence[Lease]) -> None:
         self._wait_until_postponed(leases)
         self._runtime.sleep(max(self._left_at + UNSUBSCRIBED_AFTER - time.monotonic(), 0.0))
-        super()._release_leases(leases)
+        super().release_leases(leases)
 
     def disconnect(self) -> None:
         self._pull.disconnect()  # With the same engine.

@@ -29,6 +29,7 @@ from sqla_vitess_messages.rows.states import DEAD
 from sqla_vitess_messages.table.options import queue_options
 from sqla_vitess_messages.transports.engines import dedicated_engine
 from sqla_vitess_messages.transports.leaser import ShardLeaser
+from sqla_vitess_messages.transports.purge import Purger
 from tests.backends import BACKENDS
 
 MakeQueue = Callable[..., type[Any]]
@@ -99,6 +100,7 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.clock, self.engine, self.model, self.effects = clock, engine, model, effects
         self.leasers = leasers
+        self.purger = Purger(model.__table__, engine)
         self.options = queue_options(model.__table__)
         self.rows: dict[int, Row] = {}
         self.done: list[int] = []
@@ -248,7 +250,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        while self.leasers[0].purge():
+        while self.purger.purge():
             pass
         with self.engine.connect() as connection:
             left = set(connection.scalars(select(self.model.id)))

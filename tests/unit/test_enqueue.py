@@ -131,6 +131,13 @@ def test_column_defaults_need_no_execution_context(queue: type[Any], context: ob
     assert all(before <= value <= after for value in values.values())
 
 
+def test_a_column_default_can_be_executed(engine: Engine, queue: type[Any]) -> None:
+    with engine.connect() as connection:
+        for name in ("id", "time_next", "time_scheduled", "time_created"):
+            if name in queue.__table__.c:
+                assert connection.scalar(queue.__table__.c[name].default) > 0
+
+
 def test_a_form_that_was_filled_by_the_defaults_makes_a_message_that_is_due(
     engine: Engine, queue: type[Any]
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import MetaData, Table
 
 from sqla_vitess_messages.events import Dead, Delivered, LeaseExpired, Outcome, Settled
 from sqla_vitess_messages.receiving.in_flight import COMMIT_POLL_INTERVAL, InFlight
@@ -43,7 +44,9 @@ def messages(count: int) -> list[Any]:
 def settle(*settled: Any, outcome: Outcome = "ack") -> FakeCommit:
     """Begin the commit of settlements."""
     commit = FakeCommit()
-    settling = Settling(outcome, [message._lease for message in settled])
+    settling = Settling(
+        outcome, [message._lease for message in settled], Table("queue", MetaData())
+    )
     Lease.settle(settling, commit)  # type: ignore[arg-type]
     return commit
 
