@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -38,7 +39,7 @@ from .batcher import Change, PendingSettlement
 from .emitting import EventEmitter
 from .in_flight import InFlight
 from .loop import ReceiveLoop
-from .rejection import queue_policy
+from .rejection import queue_policy, reject
 from .retries import RetryPolicy
 
 __all__ = ["BaseSubscriber", "M", "Subscriber"]
@@ -167,8 +168,11 @@ class BaseSubscriber(Generic[M, FutureT]):
             self._in_flight,
             self._lock,
             self._make_runtime(),
-            max_attempts=self._max_attempts,
-            retry=retry or queue_policy(queue_table(self.model), self._max_attempts),
+            reject=partial(
+                reject,
+                policy=retry or queue_policy(queue_table(self.model), self._max_attempts),
+                max_attempts=self._max_attempts,
+            ),
             emitter=EventEmitter(self, self._queue),
         )
         loop.open(self._choice)

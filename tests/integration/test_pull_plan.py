@@ -91,7 +91,7 @@ def test_pulling_and_settling_read_by_index_only_what_they_need(
         before = rows_read(connection)
     sent.clear()
     assert leaser.has_due_messages()
-    messages = leaser.lease(10)
+    messages = leaser.lease(10).messages
     assert [message.priority for message in messages] == [10, 50, 50, 90, 90, 90, 90]
     with leaser_engine.begin() as connection:
         messages[0].ack(connection)

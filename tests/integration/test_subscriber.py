@@ -447,7 +447,7 @@ def test_what_a_subscriber_writes_outlives_a_deadlock(
     leaser: ShardLeaser[Any] = ShardLeaser(queue, dedicated)
     commit = partial(settle_together, queue, dedicated)
     batcher = SettlementBatcher(commit, ThreadRuntime())
-    first, *others = sorted(leaser.lease(20), key=lambda message: message.id)
+    first, *others = sorted(leaser.lease(20).messages, key=lambda message: message.id)
     last = others.pop()
     columns = queue.__table__.c
 
