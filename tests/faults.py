@@ -68,7 +68,7 @@ def lost_answers(
             return
         lost.append(statement)
         (commit if committed else dialect.do_rollback)(connection)
-        connection.dbapi_connection.close()
+        connection.invalidate()
         then()
         raise dialect.loaded_dbapi.OperationalError(2013, "Lost connection to MySQL server")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -24,11 +24,11 @@ from ..runtime import Runtime, Task
 from ..transports.base import Transport, Unloadable
 from ..transports.choice import Grpc, Pull, Stream
 from ..transports.factory import make_transport
-from .batcher import PendingSettlement, SettlementBatcher, settle_together
+from .batcher import SettlementBatcher, settle_together
+from .emitting import EventEmitter
 from .in_flight import InFlight
 from .reconnecting import lost_connection_errors, repeat_until_stopped
-from .rejection import Rejection, reject, settle_rejected
-from .retries import RetryPolicy
+from .rejection import Reject, Rejection, settle_rejected
 
 __all__ = ["ReceiveLoop"]
 
@@ -52,9 +52,8 @@ class ReceiveLoop(Generic[M]):
     :param engine: is the loop's own.
     :param in_flight: the messages of the subscriber, which outlive the loop.
     :param lock: guards ``in_flight`` and the state of this object.
-    :param max_attempts: how often a message may have been handed out; None for no limit.
-    :param retry: whether and when a message that can't be loaded is retried.
-    :param on_event: called with each event, without the lock.
+    :param reject: tells the messages that are not to be handed out from the others.
+    :param emitter: is used without the lock.
     """
 
     def __init__(
@@ -65,9 +64,8 @@ class ReceiveLoop(Generic[M]):
         lock: threading.RLock,
         runtime: Runtime,
         *,
-        max_attempts: int | None,
-        retry: RetryPolicy,
-        on_event: Callable[[Event], object] | None,
+        reject: Reject[M],
+        emitter: EventEmitter,
     ) -> None:
         self._model = model
         self._queue = queue_table(model).name
@@ -75,9 +73,8 @@ class ReceiveLoop(Generic[M]):
         self._in_flight = in_flight
         self._add_settling = partial(self._on_settling, in_flight)
         self._runtime = runtime
-        self._max_attempts = max_attempts
-        self._retry = retry
-        self._on_event = on_event
+        self._reject = reject
+        self._emitter = emitter
         self._lock = lock
         self._messages_available = runtime.condition(lock)
         self._work_available = runtime.condition(lock)
@@ -104,11 +101,11 @@ class ReceiveLoop(Generic[M]):
         except BaseException:
             self._engine.dispose()
             raise
-        self._batcher = SettlementBatcher(self._commit_settlements, self._runtime)
+        settle_group = partial(settle_together, self._model, self._engine)
+        self._batcher = SettlementBatcher(
+            lambda group: self._runtime.call(settle_group, group), self._runtime
+        )
         self._task = self._runtime.start(self._run, f"Subscriber({self._queue})")
-
-    def _commit_settlements(self, group: Sequence[PendingSettlement]) -> None:
-        self._runtime.call(settle_together, self._model, self._engine, group)
 
     @property
     def batcher(self) -> SettlementBatcher:
@@ -161,10 +158,8 @@ class ReceiveLoop(Generic[M]):
         """Make the loop end, and don't wait for it. Called by the garbage collector."""
         self._stopping = self._closing = True
         if self._lock.acquire(timeout=ABANDON_TIMEOUT):
-            try:
-                self._notify_all()
-            finally:
-                self._lock.release()
+            self._notify_all()
+            self._lock.release()
         self._transport.interrupt()
 
     @property
@@ -204,10 +199,9 @@ class ReceiveLoop(Generic[M]):
 
     def extend(self, leases: Sequence[Lease], seconds: float) -> list[Lease]:
         """Extend leases in transactions of their own, and return those that are lost."""
+        extending = partial(settle.extend_unlocked, self._model, self._engine)
         try:
-            return self._runtime.call(
-                settle.extend_unlocked, self._model, self._engine, leases, seconds
-            )
+            return self._runtime.call(extending, leases, seconds)
         except lost_connection_errors(self._engine):
             self._disconnect()
             raise
@@ -225,11 +219,9 @@ class ReceiveLoop(Generic[M]):
             if slots.may_want_more:
                 self._work_available.notify()
 
-    # The transport's side: a Receiver.
-
     def deliver(self, messages: Sequence[M], unloadable: Sequence[Unloadable] = ()) -> None:
         """Accept leased messages: from the loop, or from what reads a stream."""
-        messages, rejected = reject(messages, unloadable, self._retry, self._max_attempts)
+        messages, rejected = self._reject(messages, unloadable)
         with self._lock:
             self._rejected += rejected
             self._in_flight.add(messages)
@@ -251,8 +243,6 @@ class ReceiveLoop(Generic[M]):
         self._poll_now = True
         self._poll_requested.notify()
 
-    # The loop itself.
-
     @property
     def _must_release(self) -> bool:
         return bool(self._rejected) or self._in_flight.must_release
@@ -264,7 +254,13 @@ class ReceiveLoop(Generic[M]):
     def _run(self) -> None:
         """Receive until closed, reconnecting as often as it takes."""
         try:
-            self._receive_until_stopped()
+            repeat_until_stopped(
+                self._receive,
+                lost_connection_errors(self._engine),
+                is_stopping=lambda: self._stopping,
+                sleep=self._sleep_unless_stopping,
+                disconnect=self._note_lost_connection,
+            )
         except BaseException as error:
             if self._runtime.is_cancellation(error):
                 self._stopping = self._closing = True  # The event loop ends: don't wait for close.
@@ -282,15 +278,6 @@ class ReceiveLoop(Generic[M]):
                 with self._lock:
                     self._in_flight.free_slots()
                 self._flush_events()
-
-    def _receive_until_stopped(self) -> None:
-        repeat_until_stopped(
-            self._receive,
-            lost_connection_errors(self._engine),
-            is_stopping=lambda: self._stopping,
-            sleep=self._sleep_unless_stopping,
-            disconnect=self._note_lost_connection,
-        )
 
     def _sleep_unless_stopping(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -392,26 +379,18 @@ class ReceiveLoop(Generic[M]):
                 len(waiting), type(error).__name__,
                 extra={"queue": self._queue},
             )  # fmt: skip
-        with self._lock:
-            self._messages_available.notify_all()
         self._flush_events()
 
     def _wait_until_closing(self) -> None:
         """Keep grouped settlements possible until the subscriber is closed, or has failed."""
         with self._lock:
+            self._messages_available.notify_all()
             while not self._closing and self._error is None:
                 self._closing_requested.wait()
 
     def _flush_events(self, *more: Event) -> None:
         """Emit pending events. Call without holding the lock."""
-        if self._on_event is None:
-            return
-        with self._lock:
-            events = [*self._in_flight.take_events(), *more]
-        for event in events:
-            try:
-                self._on_event(event)
-            except BaseException as error:  # User code may raise anything.
-                if self._runtime.is_cancellation(error):
-                    raise
-                log.exception("on_event failed", extra={"queue": self._queue})
+        if self._emitter.is_needed:
+            with self._lock:
+                events = [*self._in_flight.take_events(), *more]
+            self._emitter.emit(events, self._runtime.is_cancellation)

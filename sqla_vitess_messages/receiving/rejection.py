@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Engine, Table
 
@@ -18,7 +18,7 @@ from ..transports.base import Unloadable
 from .batcher import Change, PendingSettlement, settle_together
 from .retries import RetryDecision, RetryPolicy, decide
 
-__all__ = ["Rejection", "queue_policy", "reject", "settle_rejected"]
+__all__ = ["Reject", "Rejection", "queue_policy", "reject", "settle_rejected"]
 
 M = TypeVar("M", bound=Message)
 
@@ -35,6 +35,14 @@ class Rejection(NamedTuple):
     decision: RetryDecision
 
 
+class Reject(Protocol[M]):
+    """Returns the messages that may be handed out, and the rejections of the others."""
+
+    def __call__(
+        self, messages: Sequence[M], unloadable: Sequence[Unloadable], /
+    ) -> tuple[list[M], list[Rejection]]: ...
+
+
 def queue_policy(table: Table, max_attempts: int | None) -> RetryPolicy:
     """Return a policy with the backoff of a queue."""
     options = queue_options(table)
@@ -47,10 +55,15 @@ def queue_policy(table: Table, max_attempts: int | None) -> RetryPolicy:
 def reject(
     messages: Sequence[M],
     unloadable: Sequence[Unloadable],
+    *,
     policy: RetryPolicy,
     max_attempts: int | None,
 ) -> tuple[list[M], list[Rejection]]:
-    """Return the messages that may be handed out, and the rejections of the others."""
+    """Return the messages that may be handed out, and the rejections of the others.
+
+    :param policy: whether and when a message that can't be loaded is retried.
+    :param max_attempts: how often a message may have been handed out; None for no limit.
+    """
     rejected = [_reject_unloadable(one, policy, max_attempts) for one in unloadable]
     accepted: list[M] = []
     for message in messages:

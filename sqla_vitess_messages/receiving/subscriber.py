@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -36,9 +36,10 @@ from ..transports.engines import Bind, dedicated_engine
 from ..transports.factory import check_transport
 from .arguments import check_count, check_function
 from .batcher import Change, PendingSettlement
+from .emitting import EventEmitter
 from .in_flight import InFlight
 from .loop import ReceiveLoop
-from .rejection import queue_policy
+from .rejection import queue_policy, reject
 from .retries import RetryPolicy
 
 __all__ = ["BaseSubscriber", "M", "Subscriber"]
@@ -167,9 +168,12 @@ class BaseSubscriber(Generic[M, FutureT]):
             self._in_flight,
             self._lock,
             self._make_runtime(),
-            max_attempts=self._max_attempts,
-            retry=retry or queue_policy(queue_table(self.model), self._max_attempts),
-            on_event=None if self._on_event is None else _emitter(self),
+            reject=partial(
+                reject,
+                policy=retry or queue_policy(queue_table(self.model), self._max_attempts),
+                max_attempts=self._max_attempts,
+            ),
+            emitter=EventEmitter(self, self._queue),
         )
         loop.open(self._choice)
         self._loop = loop
@@ -188,21 +192,6 @@ class BaseSubscriber(Generic[M, FutureT]):
         leases = [leases_of(self.model, [message])[0] for message in messages]
         lost = loop.extend(list(dict.fromkeys(leases)), length)
         return [message for message, lease in zip(messages, leases, strict=True) if lease in lost]
-
-
-def _emitter(subscriber: BaseSubscriber[Any, Any]) -> Callable[[Event], None]:
-    """Return a function that emits events as long as the subscriber lives.
-
-    What receives must not keep it alive, and so not ``on_event``, which may be one of its methods.
-    """
-    reference = weakref.ref(subscriber)
-
-    def emit(event: Event) -> None:
-        alive = reference()
-        if alive is not None and alive._on_event is not None:
-            alive._on_event(event)
-
-    return emit
 
 
 class Subscriber(BaseSubscriber[M, Future[None]]):

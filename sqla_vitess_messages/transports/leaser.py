@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,7 +16,7 @@ from ..rows.backoff import random_jitter
 from ..rows.enqueue import PRIORITIES
 from ..rows.loading import may_be_a_row
 from ..rows.queries import by_index, unindexed
-from ..rows.transient import retry_transaction
+from ..rows.transient import is_transient, retry_transaction
 from ..table.layouts import LAYOUTS
 from .base import BaseTransport, Batch, LeasedRow, M
 from .engines import READS_ONLY
@@ -29,6 +30,8 @@ LARGEST_PULL = 500
 """Messages leased by one transaction."""
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class _Unanswered(NamedTuple):
@@ -128,7 +131,12 @@ class ShardLeaser(BaseTransport[M]):
         shouldn't count as handed out.
         """
         if self._unanswered is not None:
-            retry_transaction(partial(self._revoke_in_transaction, self._unanswered))
+            try:
+                retry_transaction(partial(self._revoke_in_transaction, self._unanswered))
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                log.info("leases were not revoked: %s", error, extra={"queue": self._table.name})
             self._unanswered = None
 
     def _revoke_in_transaction(self, unanswered: _Unanswered) -> None:
