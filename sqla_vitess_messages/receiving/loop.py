@@ -20,6 +20,7 @@ from ..events import Dead, Event, Reconnected, Reconnecting
 from ..rows import settle
 from ..rows.lease import Lease
 from ..rows.message import Message, queue_table
+from ..rows.transient import is_transient
 from ..runtime import Runtime, Task
 from ..transports.base import Transport, Unloadable
 from ..transports.choice import Grpc, Pull, Stream
@@ -202,8 +203,8 @@ class ReceiveLoop(Generic[M]):
         extending = partial(settle.extend_unlocked, self._model, self._engine)
         try:
             return self._runtime.call(extending, leases, seconds)
-        except lost_connection_errors(self._engine):
-            self._disconnect()
+        except lost_connection_errors(self._engine) as error:
+            self._disconnect_after(error)
             raise
 
     def release(self, leases: Sequence[Lease]) -> None:
@@ -290,14 +291,16 @@ class ReceiveLoop(Generic[M]):
         log.warning("the database failed, trying again: %s", reason, extra={"queue": self._queue})
         self._disconnected = True
         self._flush_events(Reconnecting(self._queue, reason))
-        self._disconnect()
+        self._disconnect_after(error)
 
-    def _disconnect(self) -> None:
+    def _disconnect_after(self, error: BaseException | None) -> None:
         """Close pooled connections, so that new ones are used: an old one may fail for ever."""
+        if error is not None and is_transient(error):
+            return  # Others kept the database busy: the connections are as good as before.
         try:
             self._runtime.call(self._transport.disconnect)
-        except Exception as error:  # noqa: BLE001  # They are lost anyway.
-            log.info("disconnecting failed: %s", error, extra={"queue": self._queue})
+        except Exception as failure:  # noqa: BLE001  # They are lost anyway.
+            log.info("disconnecting failed: %s", failure, extra={"queue": self._queue})
 
     def _receive(self) -> None:
         """Wait until there is work, do it, and poll once."""

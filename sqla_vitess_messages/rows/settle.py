@@ -211,7 +211,7 @@ def _update_held(
 def _note_settling(
     connection: Connection, table: Table, outcome: Outcome, leases: Sequence[Lease]
 ) -> None:
-    """Tell the holders of leases when the transaction commits."""
+    """Notify the holders of leases when the transaction commits."""
     if leases:
         call_at_commit(connection, Lease.settle, Settling(outcome, leases, table))
 

@@ -234,12 +234,20 @@ def test_subscribers_follow_a_change_of_shards(cluster: Cluster) -> None:
     options = QueueOptions(ack_wait=2, min_backoff=0.2, shard_by="tenant", vindex="hash")
     queue = make_queue_class(options)
     queue.metadata.create_all(engine)
+
+    def count_shards() -> int:
+        return len(find_shards(engine, queue.__table__) or [])
+
     splitting = threading.Thread(target=cluster.split_shards)
     rounds = 0
     with Subscriber(queue, url) as subscriber:
-        eventually(lambda: len(find_shards(engine) or []) == 2)
+        eventually(lambda: len(find_shards(engine, queue.__table__) or []) == 2)
         splitting.start()
-        while splitting.is_alive() or len(find_shards(engine) or []) < 4 or rounds < 100:
+        while (
+            splitting.is_alive()
+            or len(find_shards(engine, queue.__table__) or []) < 4
+            or rounds < 100
+        ):
             rounds += 1
             with suppress(DBAPIError):
                 enqueue(engine, queue())

@@ -120,7 +120,7 @@ def test_lower_priority_numbers_go_out_first(
     enqueue(engine, *(queue(priority=priority) for priority in range(90, 0, -10)))
     subscriber = subscribe(queue)
     got = [subscriber.get(20) for _ in range(9)]
-    shards = find_shards(engine) or [] if backend.server == "sharded" else []
+    shards = find_shards(engine, queue.__table__) or [] if backend.server == "sharded" else []
     for shard in [shard_engine(engine, name) for name in shards] or [engine]:
         with shard.connect() as connection:
             ids = connection.scalars(select(queue.id)).all()

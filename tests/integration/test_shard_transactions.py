@@ -45,9 +45,9 @@ def queue(engine: Engine) -> Iterator[type[Any]]:
 
 
 @pytest.fixture
-def shard(engine: Engine) -> Iterator[Engine]:
+def shard(engine: Engine, queue: type[Any]) -> Iterator[Engine]:
     """An engine for one of the shards."""
-    assert "sharded:-80" in (find_shards(engine) or ())
+    assert "sharded:-80" in (find_shards(engine, queue.__table__) or ())
     shard = shard_engine(engine, "sharded:-80")
     yield shard
     shard.dispose()

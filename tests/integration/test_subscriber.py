@@ -48,6 +48,7 @@ from sqla_vitess_messages.receiving.batcher import (
     SettlementBatcher,
     settle_together,
 )
+from sqla_vitess_messages.rows.lease import lease_of
 from sqla_vitess_messages.runtime import ThreadRuntime
 from sqla_vitess_messages.transports.engines import dedicated_engine
 from sqla_vitess_messages.transports.leaser import ShardLeaser
@@ -456,8 +457,10 @@ def test_what_a_subscriber_writes_outlives_a_deadlock(
             leaser.release([first, last])
         else:
             done: Future[None] = Future()
-            batcher.add(PendingSettlement(first, Change("ack"), Future()))
-            batcher.add(PendingSettlement(last, Change("ack"), done))
+            for message, future in ((first, Future()), (last, done)):
+                lease = lease_of(message)
+                assert lease is not None
+                batcher.add(PendingSettlement(lease, Change("ack"), future))
             done.result(20)
 
     with engine.connect() as connection:
