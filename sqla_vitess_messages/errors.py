@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy.exc import DontWrapMixin
+
 __all__ = [
     "AlreadySettled",
     "InvalidArgument",
@@ -17,8 +19,11 @@ __all__ = [
 ]
 
 
-class MessageQueueError(Exception):
-    """The base of all errors of this library."""
+class MessageQueueError(DontWrapMixin, Exception):
+    """The base of all errors of this library.
+
+    One that is raised while a statement is executed isn't wrapped in SQLAlchemy's StatementError.
+    """
 
 
 class InvalidArgument(MessageQueueError, ValueError):

@@ -45,16 +45,18 @@ class Event:
 class Delivered(Event):
     """A message was handed out to the application.
 
-    :param epoch: how often the message was handed out before.
+    :param epoch: the message's epoch, which no other delivery of it has.
+    :param attempts: how often the message was handed out before.
     """
 
     message_id: int
     epoch: int
+    attempts: int
 
     @property
     def redelivered(self) -> bool:
         """Whether the message was handed out before."""
-        return self.epoch > 0
+        return self.attempts > 0
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from inspect import get_annotations
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import Table, event, inspect
+from sqlalchemy import Connection, Table, event, inspect
 from sqlalchemy.orm import Mapped, Mapper, Session, declared_attr, mapped_column
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import clock
 from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
-from .rows import dead, enqueue, settle
-from .rows.lease import Lease, leases_of
+from .rows import dead, defaults, enqueue, settle
+from .rows.epochs import attempts
+from .rows.lease import Lease, lease_of, leases_of
 from .rows.message import Message, is_enqueued
+from .rows.pydantic import check_version
 from .rows.settle import SessionOrConnection
 from .rows.stats import QueueStats, count
 from .table.build import make_queue_table
 from .table.layouts import DEFAULT_PRIORITY, LAYOUTS, column_settings
-from .table.options import QueueOptions
+from .table.options import OPTIONS_KEY, QueueOptions
 
 __all__ = ["MessageQueueMixin"]
 
@@ -46,6 +49,8 @@ def _column(name: str, **options: Any) -> Any:
     """
 
     def column(cls):  # type: ignore[no-untyped-def]
+        if "__table__" in vars(cls):
+            raise InvalidQueue(_not_declarative(cls))
         layout = _options(cls).layout
         columns = LAYOUTS[layout].columns
         if name not in columns:
@@ -55,6 +60,7 @@ def _column(name: str, **options: Any) -> Any:
             name,
             settings.pop("type_"),
             sort_order=_FIRST + columns.index(name),
+            info={OPTIONS_KEY: True},
             **settings,
             **options,
         )
@@ -84,7 +90,7 @@ class MessageQueueMixin(Message):
         time_next: Mapped[int | None]
         """When it is due (again), in ns since 1970; None once acked."""
         epoch: Mapped[int]
-        """How often it was handed out before."""
+        """What identifies this delivery: it grows with each, and is never used again."""
         time_created: Mapped[int]
         """When it was made, in ns since 1970. Not in the minimal layout."""
         time_acked: Mapped[int | None]
@@ -92,11 +98,11 @@ class MessageQueueMixin(Message):
         priority: Mapped[int]
         """Lower goes out first, -128 to 127. Not in the classic layout."""
     else:
-        time_scheduled = _column("time_scheduled", insert_default=enqueue.default_scheduled)
-        id = _column("id", insert_default=enqueue.random_id)
-        time_next = _column("time_next", insert_default=enqueue.default_next)
+        time_scheduled = _column("time_scheduled", insert_default=defaults.default_scheduled)
+        id = _column("id", insert_default=defaults.default_id)
+        time_next = _column("time_next", insert_default=defaults.default_next)
         epoch = _column("epoch", insert_default=0)
-        time_created = _column("time_created", insert_default=enqueue.default_time)
+        time_created = _column("time_created", insert_default=defaults.default_time)
         time_acked = _column("time_acked")
         priority = _column("priority", insert_default=DEFAULT_PRIORITY)
 
@@ -124,6 +130,14 @@ class MessageQueueMixin(Message):
     def deliver_in(self, value: float | timedelta) -> None:
         delay = clock.to_nanoseconds(clock.to_seconds(value, "deliver_in"))
         self._set_delivery_time(clock.now() + delay)
+
+    @property
+    def attempts(self) -> int:
+        """How often it was handed out before, since it was enqueued or requeued.
+
+        A message that was released before a handler got it doesn't count as handed out.
+        """
+        return attempts(self.epoch)
 
     def ack(self, session: SessionOrConnection) -> None:
         """Settle the message in the caller's transaction: its work is done.
@@ -214,6 +228,8 @@ class MessageQueueMixin(Message):
     def dead(cls: type[Q], session: Session, limit: int = 100) -> list[Q]:
         """Return messages that have failed for good, as instances of the session.
 
+        Those that can't be loaded are left out, with a warning in the log.
+
         :param limit: how many at most.
         """
         return dead.find(cls, session, limit)
@@ -264,7 +280,7 @@ class MessageQueueMixin(Message):
             self.time_scheduled = nanoseconds
 
 
-_KEPT_FROM_UPDATES = (
+_SET_BY_SETTLEMENTS = (
     "time_scheduled",
     "id",
     "time_next",
@@ -272,19 +288,33 @@ _KEPT_FROM_UPDATES = (
     "time_created",
     "time_acked",
 )
-"""The columns that only settlements and deliveries change. A merge, for example, would write back
-the values of a received message, which are those before its delivery."""
+"""The columns that only deliveries and settlements change. A merge, for example, would write back
+the values of a received message, which are those from before its delivery."""
 
 
 @event.listens_for(MessageQueueMixin, "before_update", propagate=True)
 def _keep_from_update(
-    _mapper: Mapper[Any], _connection: object, message: MessageQueueMixin
+    _mapper: Mapper[Any], _connection: Connection, message: MessageQueueMixin
 ) -> None:
     """Revert changes of the queue's own columns that a flush would write."""
     state = inspect(message)
-    for name in _KEPT_FROM_UPDATES:
-        if name in state.dict and (deleted := state.attrs[name].history.deleted):
-            set_committed_value(message, name, deleted[0])
+    attributes = state.attrs
+    for name in _SET_BY_SETTLEMENTS:
+        if name not in attributes:
+            continue  # The layout has no such column.
+        history = attributes[name].history
+        if history.deleted:
+            set_committed_value(message, name, history.deleted[0])
+        elif history.added and state.session is not None:
+            state.session.expire(message, [name])  # It was not loaded.
+
+
+@event.listens_for(MessageQueueMixin, "before_delete", propagate=True)
+def _ack_deleted(_mapper: Mapper[Any], connection: Connection, message: MessageQueueMixin) -> None:
+    """Ack a received message that is deleted: if somebody else did first, this transaction ends."""
+    if (lease := lease_of(message)) is not None:
+        model = type(message)
+        settle.ack(model, connection, settle.unsettled(model, connection, [lease]))
 
 
 _API = frozenset(name for name in vars(MessageQueueMixin) if not name.startswith("__"))
@@ -302,6 +332,7 @@ def _define_queue(mapper: Mapper[Any], cls: type[MessageQueueMixin]) -> None:
     if not isinstance(table, Table):
         raise InvalidQueue(f"{cls.__name__}: a queue is mapped to a Table, not to {table!r}")
     try:
+        check_version(cls)
         _check_attributes(cls, table)
         make_queue_table(table, _options(cls))
     except InvalidQueue:
@@ -322,17 +353,37 @@ def _options(cls: type[MessageQueueMixin]) -> QueueOptions:
 
 
 def _check_attributes(cls: type[MessageQueueMixin], table: Table) -> None:
-    """Refuse attributes that hide what the library needs."""
-    queue_columns = LAYOUTS[_options(cls).layout].columns
-    for base in cls.__mro__[: cls.__mro__.index(MessageQueueMixin)]:
-        for name in _API & vars(base).keys():
+    """Refuse attributes that hide what the library needs, and columns that aren't the mixin's."""
+    # The class itself comes last, because declarative copies what it finds in a base to it.
+    for base in (*cls.__mro__[1 : cls.__mro__.index(MessageQueueMixin)], cls):
+        defined = vars(base)
+        for name in sorted(_API & (defined.keys() | get_annotations(base).keys())):
             # Declarative puts the mapped attribute there, None where the layout has none.
-            if vars(base)[name] is None or (name in queue_columns and name in table.c):
+            if base is cls and (defined.get(name) is None or _is_own(table, name)):
                 continue
+            if issubclass(base, MessageQueueMixin):
+                raise InvalidQueue(
+                    f"{base.__name__}.{name}: the name belongs to MessageQueueMixin; choose "
+                    "another, or map the column under another attribute"
+                )
             raise InvalidQueue(
-                f"{cls.__name__}.{name}: the name belongs to MessageQueueMixin; choose another, "
-                "or map the column under another attribute"
+                f"{cls.__name__}: {base.__name__} has {name!r} too, and comes before "
+                "MessageQueueMixin among the bases; put MessageQueueMixin first"
             )
+    if not all(_is_own(table, name) for name in LAYOUTS[_options(cls).layout].columns):
+        raise InvalidQueue(_not_declarative(cls))
+
+
+def _is_own(table: Table, column: str) -> bool:
+    """Return whether a table has the column, as the mixin defines it."""
+    return column in table.c and OPTIONS_KEY in table.c[column].info
+
+
+def _not_declarative(cls: type[MessageQueueMixin]) -> str:
+    return (
+        f"{cls.__name__}: the columns of its table aren't MessageQueueMixin's; map the class "
+        "declaratively, with __tablename__ and without a Table of your own"
+    )
 
 
 enqueue.listen(MessageQueueMixin)

@@ -126,8 +126,10 @@ class ThreadRuntime:
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    def is_cancellation(self, _error: BaseException) -> bool:
-        return False
+    def is_cancellation(self, error: BaseException) -> bool:
+        # Ctrl-C: Python raises it in the main thread alone. In another one, user code did.
+        is_main = threading.current_thread() is threading.main_thread()
+        return is_main and isinstance(error, KeyboardInterrupt)
 
 
 class _ThreadTask:

@@ -25,11 +25,13 @@ from sqlalchemy.orm import Session
 
 from . import clock
 from .mixin import MessageQueueMixin
-from .receiving.handling import check_handler, check_result, handle_in_session
+from .receiving.arguments import check_function, check_result
+from .receiving.handling import handle_in_session
 from .receiving.retries import RetryDecision, RetryPolicy, decide
 from .rows import states
-from .rows.lease import give_leases
+from .rows.lease import give_leases, leases_of
 from .rows.message import queue_table
+from .rows.reload import load_again
 
 __all__ = ["Clock", "assert_enqueued", "drain", "enqueued", "travelling_clock"]
 
@@ -89,10 +91,10 @@ def drain(
     :param handler: called as ``handler(message, session)``.
     :param retry: whether and when a message whose handler failed is retried. Default: the exception
         is raised, and the message is ready again.
-    :return: the messages that were handled and acked, in this order.
+    :return: the messages whose handler returned, in this order, as they were received.
     :raises AssertionError: after 10,000 messages, which means that they never end.
     """
-    check_handler(handler, is_async=False)
+    check_function("handler", handler)
     handled: list[M] = []
     for _ in range(MOST):
         message = _lease_next(model, session_factory)
@@ -103,11 +105,10 @@ def drain(
                 handle_in_session(
                     model,
                     session,
-                    [message],
+                    load_again(model, session, leases_of(model, [message])),
                     lambda some: check_result(handler(some[0], session)),
-                    lambda: None,
                 )
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _settle(session_factory, message, error, retry)
             if retry is None:
                 raise
@@ -119,12 +120,12 @@ def drain(
 def _settle(
     session_factory: Callable[[], Session],
     message: MessageQueueMixin,
-    error: Exception,
+    error: BaseException,
     retry: RetryPolicy | None,
 ) -> None:
     decision = RetryDecision(0, "raised")
     if retry is not None:
-        decision = decide(retry, error, message.epoch)
+        decision = decide(retry, error, message.attempts)
     with session_factory() as session, session.begin():
         if decision.delay is None:
             message.fail(session, decision.reason)

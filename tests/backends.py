@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import URL, BigInteger, Engine, String, make_url, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqla_vitess_messages import (
     Grpc,
     MessageQueueMixin,
     QueueOptions,
+    RetryPolicy,
     Subscriber,
     TransportName,
+    Worker,
     random_id,
 )
+from sqla_vitess_messages.aio import AsyncSubscriber
 from sqla_vitess_messages.rows.transient import retry_transaction
-from tests.async_adapter import AsyncSubscriberAdapter
+from tests.async_adapter import AsyncSubscriberAdapter, AsyncWorkerAdapter
 from tests.servers import server_url
 
 
@@ -107,6 +110,53 @@ def make_subscriber(backend: Backend, model: type[Any], bind: Any, **options: An
     url = bind.url if isinstance(bind, Engine) else bind
     bound = async_url(url, backend.driver)
     return AsyncSubscriberAdapter(model, bound, **backend.options, **options)
+
+
+QUICK = RetryPolicy(max_attempts=2, min_delay=0.01, max_delay=0.02)
+"""Two attempts, one soon after the other."""
+
+
+class WorkerAdapter:
+    """Has the interface of AsyncWorkerAdapter, for a Worker."""
+
+    def __init__(
+        self,
+        subscriber: Subscriber[Any],
+        engine: Engine,
+        handler: Callable[..., Any],
+        **options: Any,
+    ) -> None:
+        self.engine = engine
+        self._worker: Worker[Any] = Worker(subscriber, handler, sessionmaker(engine), **options)
+
+    @property
+    def running(self) -> int:
+        """How many threads work."""
+        return self._worker._running
+
+    def start(self) -> None:
+        self._worker.start()
+
+    def stop(self) -> bool:
+        return self._worker.stop()
+
+
+def make_worker(
+    backend: Backend,
+    model: type[Any],
+    engine: Engine,
+    handler: Callable[..., Any],
+    subscriber_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> WorkerAdapter | AsyncWorkerAdapter:
+    """Return a Worker or an AsyncWorker, for an ordinary function with a synchronous session."""
+    options = {"retry": QUICK, "concurrency": 2, "shutdown_timeout": 10} | options
+    receiving = {**backend.options, **(subscriber_options or {})}
+    if backend.driver is None:
+        return WorkerAdapter(Subscriber(model, engine, **receiving), engine, handler, **options)
+    url = async_url(engine.url, backend.driver)
+    subscriber = AsyncSubscriber(model, url, **receiving)
+    return AsyncWorkerAdapter(subscriber, url, handler, **options)
 
 
 def enqueue(engine: Engine, *messages: Any) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.orm import DeclarativeBase
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions
-from tests.backends import BACKENDS, Backend, make_queue_class, make_subscriber
+from tests.backends import BACKENDS, Backend, make_queue_class, make_subscriber, make_worker
 from tests.servers import URLS, server_url
 from tools.vitess import Cluster, MariaDB, MissingTool, MySQL, VtCombo, install, temporary
 
@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _repeats(item: pytest.Item) -> bool:
     backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
     uses = getattr(item, "fixturenames", ())
-    return bool(backend and backend.driver and "subscribe" not in uses)
+    return bool(backend and backend.driver and not {"subscribe", "work"}.intersection(uses))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -177,6 +177,26 @@ def subscribe(url: str, backend: Backend) -> Iterator[Callable[..., Any]]:
     for subscriber in opened:
         with suppress(Exception):
             subscriber.close()
+
+
+@pytest.fixture
+def work(engine: Engine, backend: Backend) -> Iterator[Callable[..., Any]]:
+    """Return a function that starts a worker, of which no thread or task may end by itself."""
+    started: list[Any] = []
+
+    def start(
+        model: type[Any], handler: Callable[..., Any], concurrency: int = 2, **options: Any
+    ) -> Any:
+        worker = make_worker(backend, model, engine, handler, concurrency=concurrency, **options)
+        worker.start()
+        started.append((worker, concurrency))
+        return worker
+
+    yield start
+    alive = [worker.running == concurrency for worker, concurrency in started]
+    for worker, _concurrency in started:
+        worker.stop()
+    assert all(alive), "a thread or a task of a worker has ended"
 
 
 @pytest.fixture(scope="module")

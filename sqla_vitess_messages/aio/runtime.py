@@ -37,7 +37,7 @@ class AsyncioRuntime:
         return AsyncCondition(self._loop, lock)
 
     def start(self, function: Callable[[], object], name: str) -> Task:
-        return _LoopTask(self._loop.create_task(greenlet_spawn(function), name=name))
+        return _LoopTask(self._loop, self._loop.create_task(greenlet_spawn(function), name=name))
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await_only(_call_bounded(partial(function, *args, **kwargs)))
@@ -45,11 +45,11 @@ class AsyncioRuntime:
     def call_from_any_thread(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T | None:
+        if not self._loop.is_running():
+            return None
         if threading.get_ident() == self._thread:
             # A synchronous session inside the event loop can't wait for anything in it.
             return function(*args, **kwargs) if in_greenlet() else None
-        if not self._loop.is_running():
-            return None
         calling = _call_bounded(partial(function, *args, **kwargs))
         return asyncio.run_coroutine_threadsafe(calling, self._loop).result()
 
@@ -60,10 +60,11 @@ class AsyncioRuntime:
         await_only(asyncio.sleep(seconds))
 
     def is_cancellation(self, error: BaseException) -> bool:
+        if not isinstance(error, asyncio.CancelledError):
+            return False
         # The error may also come from something else that was cancelled, and awaited here.
         task = asyncio.current_task()
-        is_cancelled = task is not None and task.cancelling() > 0
-        return isinstance(error, asyncio.CancelledError) and is_cancelled
+        return task is not None and task.cancelling() > 0
 
 
 async def _call_bounded(function: Callable[[], T]) -> T:
@@ -81,19 +82,23 @@ async def _call_bounded(function: Callable[[], T]) -> T:
 
 
 class _LoopTask:
-    def __init__(self, task: asyncio.Task[object]) -> None:
+    """A task. When its event loop is closed, it has ended, wherever it was."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[object]) -> None:
+        self._loop = loop
         self._task = task
 
     @property
     def is_alive(self) -> bool:
-        return not self._task.done()
+        return not (self._task.done() or self._loop.is_closed())
 
     def join(self, timeout: float | None = None) -> bool:
-        await_only(asyncio.wait([self._task], timeout=timeout))
-        return self._task.done()
+        if self.is_alive:
+            await_only(asyncio.wait([self._task], timeout=timeout))
+        return not self.is_alive
 
     def cancel(self) -> bool:
-        return self._task.cancel()
+        return self.is_alive and self._task.cancel()
 
 
 class AsyncCondition:

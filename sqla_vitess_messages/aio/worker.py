@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from ..errors import InvalidArgumentType
-from ..receiving.handling import check_handler
+from ..receiving.arguments import check_result
 from ..receiving.retries import RetryPolicy
 from ..receiving.subscriber import M
 from ..receiving.worker import BaseWorker
@@ -58,6 +58,8 @@ class AsyncWorker(BaseWorker[M]):
     :raises InvalidArgument: when an argument has a value that can't work.
     :raises InvalidArgumentType: when an argument has a type that can't work.
     """
+
+    _is_async = True
 
     @overload
     def __init__(
@@ -107,7 +109,6 @@ class AsyncWorker(BaseWorker[M]):
             batch_size=batch_size,
             shutdown_timeout=shutdown_timeout,
         )
-        check_handler(handler, is_async=True)
 
     def _make_runtime(self) -> Runtime:
         return AsyncioRuntime()
@@ -120,7 +121,7 @@ class AsyncWorker(BaseWorker[M]):
                 # The task of this greenlet awaits the handler, as if there were no greenlet.
                 yield (
                     session.sync_session,
-                    lambda argument: await_only(self._handler(argument, session)),
+                    lambda argument: check_result(await_only(self._handler(argument, session))),
                 )
         finally:
             await_only(asyncio.shield(session.close()))

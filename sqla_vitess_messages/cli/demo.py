@@ -82,7 +82,7 @@ class _Tables:
             __tablename__ = f"demo_payment_{suffix}"
             id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
             number: Mapped[int]
-            epoch: Mapped[int]
+            attempts: Mapped[int]
             latency: Mapped[int] = mapped_column(BigInteger)
 
         self.metadata = Base.metadata
@@ -170,7 +170,7 @@ def _settle(job: _Job, receiving: Event) -> None:
                         tables.payment(
                             id=random_id(),
                             number=message.number,
-                            epoch=message.epoch,
+                            attempts=message.attempts,
                             latency=latency,
                         )
                     )
@@ -250,14 +250,12 @@ def _print_report(
     counts = _counts(engine, tables)
     with Session(engine) as session:
         payments = session.execute(
-            select(tables.payment.number, tables.payment.epoch, tables.payment.latency)
+            select(tables.payment.number, tables.payment.attempts, tables.payment.latency)
         ).all()
         orders = set(session.scalars(select(tables.order.number)))
-        refused = list(
-            session.scalars(select(tables.message.epoch).where(tables.message.time_next == DEAD))
-        )
-    tries = [payment.epoch + 1 for payment in payments] + refused
-    latencies = sorted(payment.latency / 1e6 for payment in payments if payment.epoch == 0)
+        refused = [message.attempts for message in tables.message.dead(session, job.messages)]
+    tries = [payment.attempts + 1 for payment in payments] + refused
+    latencies = sorted(payment.latency / 1e6 for payment in payments if payment.attempts == 0)
     percentiles = statistics.quantiles(latencies or [0, 0], n=100)
     last = max(orders, default=0)
     rolled_back = last - len(orders)

@@ -12,7 +12,6 @@ Source: https://opentelemetry.io/docs/specs/semconv/messaging/, version 1.30.
 
 from __future__ import annotations
 
-import inspect as python
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -27,6 +26,7 @@ from sqlalchemy.orm import Mapper
 from ..events import Dead, Delivered, Event, LeaseExpired, Reconnecting, Settled
 from ..headers import MessageHeadersMixin
 from ..mixin import MessageQueueMixin
+from ..receiving.arguments import is_coroutine_function
 from ..rows.message import queue_table
 from ..rows.stats import STATES
 
@@ -106,7 +106,7 @@ def traced(handler: F, tracer_provider: TracerProvider | None = None) -> F:
                 started.set_attribute("error.type", type(error).__qualname__)
                 raise
 
-    if python.iscoroutinefunction(handler):
+    if is_coroutine_function(handler):
 
         @wraps(handler)
         async def handle_async(argument: Any, session: Any) -> Any:

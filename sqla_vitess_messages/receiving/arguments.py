@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from ..errors import InvalidArgument, InvalidArgumentType
 
-__all__ = ["check_count"]
+__all__ = ["check_count", "check_function", "check_result", "is_coroutine_function"]
+
+_KINDS = (
+    (inspect.iscoroutinefunction, "a coroutine function"),
+    (inspect.isasyncgenfunction, "an asynchronous generator function"),
+    (inspect.isgeneratorfunction, "a generator function"),
+)
+"""The functions that return without having run."""
 
 
 def check_count(name: str, value: int, most: int | None = None) -> None:
@@ -19,3 +31,51 @@ def check_count(name: str, value: int, most: int | None = None) -> None:
     if value < 1 or (most is not None and value > most):
         limits = "at least 1" if most is None else f"from 1 to {most}"
         raise InvalidArgument(f"{name}={value}: expected {limits}")
+
+
+def check_function(name: str, value: Any, *, is_async: bool = False) -> None:
+    """Check that an argument is a function that runs when it is called, or awaited.
+
+    Of a callable object, the kind of its ``__call__`` counts; of a partial, that of its function.
+
+    :param is_async: whether a coroutine function is expected, and nothing else.
+    :raises InvalidArgumentType: otherwise.
+    """
+    if not callable(value):
+        raise InvalidArgumentType(f"{name}={value!r}: expected a callable")
+    if is_async:
+        # A decorator may return an ordinary function, which returns the coroutine.
+        if not (is_coroutine_function(value) or is_coroutine_function(inspect.unwrap(value))):
+            raise InvalidArgumentType(
+                f"{name}={value!r}: expected a coroutine function (async def)"
+            )
+        return
+    for is_kind, kind in _KINDS:
+        if _is(is_kind, value):
+            raise InvalidArgumentType(
+                f"{name}={value!r}: {kind} returns before it has run; expected an ordinary function"
+            )
+
+
+def is_coroutine_function(value: Callable[..., Any]) -> bool:
+    """Return whether a call of a function, a partial or an object returns a coroutine."""
+    return _is(inspect.iscoroutinefunction, value)
+
+
+def _is(is_kind: Callable[[Any], bool], value: Any) -> bool:
+    while isinstance(value, partial):
+        value = value.func
+    return is_kind(value) or is_kind(type(value).__call__)
+
+
+def check_result(result: object) -> None:
+    """Check that a handler has run when it returned.
+
+    :raises InvalidArgumentType: when it returned something that still has to run.
+    """
+    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if inspect.iscoroutine(result):
+            result.close()  # Otherwise Python warns that it was never awaited.
+        raise InvalidArgumentType(
+            f"the handler returned {result!r}, which has not run; return its result instead"
+        )

@@ -191,11 +191,12 @@ def settle_together(
 def _settle_in_transaction(
     model: type[Message], engine: Engine, group: Sequence[PendingSettlement]
 ) -> None:
-    by_change: dict[Change, list[Lease]] = defaultdict(list)
+    # Each lease once, as the same message may be given twice.
+    by_change: dict[Change, dict[Lease, None]] = defaultdict(dict)
     for pending in group:
-        by_change[pending.change].append(pending.lease)
+        by_change[pending.change][pending.lease] = None
     with engine.begin() as connection:
-        for change, leases in by_change.items():
+        for change, leases in ((change, list(some)) for change, some in by_change.items()):
             if change.outcome == "ack":
                 settle.ack(model, connection, leases)
             elif change.outcome == "fail":

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from copy import deepcopy
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from functools import partial
 from typing import Any, Generic, TypeVar
-from uuid import UUID
 
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.attributes import instance_state
 
-from ..errors import AlreadySettled, InvalidArgumentType, LeaseLost
+from ..errors import LeaseLost
 from ..rows import settle
-from ..rows.lease import Lease, give_lease, lease_of
+from ..rows.lease import Lease, leases_of
 from ..rows.message import Message, queue_table
 from ..rows.reasons import describe_error
+from ..rows.reload import load_again, load_eager_relationships
 from .renewal import LeaseRenewals
 from .repetition import Repetition, is_busy
 from .retries import RetryDecision, RetryPolicy, decide, is_exhausted
 
-__all__ = [
-    "BeginHandling",
-    "MessageProcessor",
-    "check_handler",
-    "check_result",
-    "check_sessions",
-    "handle_in_session",
-]
+__all__ = ["BeginHandling", "MessageProcessor", "check_sessions", "handle_in_session"]
 
 M = TypeVar("M", bound=Message)
 
@@ -45,55 +33,6 @@ RunHandler = Callable[[Any], object]
 BeginHandling = Callable[[], AbstractContextManager[tuple[Session, RunHandler]]]
 """Begins a transaction, which commits with the block. Gives its session, and a function that runs
 the handler in it."""
-
-_IMMUTABLE = frozenset(
-    (bool, int, float, str, bytes, type(None), Decimal, UUID, date, datetime, time, timedelta)
-)
-"""The types of values that several instances may share."""
-
-
-def check_handler(handler: Callable[..., Any], *, is_async: bool) -> None:
-    """Check that a handler is of the kind that its worker calls.
-
-    :raises InvalidArgumentType: for a generator function, for a coroutine function without
-        asyncio, and for anything else than a coroutine function with it.
-    """
-    kind = _kind_of(handler)
-    if kind == ("coroutine function" if is_async else "function"):
-        return
-    if is_async:
-        remedy = "expected an 'async def' function; Worker calls ordinary ones"
-    else:
-        remedy = "it would return without having run; expected an ordinary function"
-        if kind == "coroutine function":
-            remedy += ", or use AsyncWorker"
-    raise InvalidArgumentType(f"handler={handler!r}: is a {kind}, {remedy}")
-
-
-def _kind_of(handler: Callable[..., Any]) -> str:
-    """Return what a call of the handler gives: a result, or something that still has to run."""
-    functions = [handler, getattr(handler, "__call__", None)]  # noqa: B004  # Of an object.
-    for test, kind in (
-        (inspect.iscoroutinefunction, "coroutine function"),
-        (inspect.isasyncgenfunction, "asynchronous generator function"),
-        (inspect.isgeneratorfunction, "generator function"),
-    ):
-        if any(test(function) for function in functions):
-            return kind
-    return "function"
-
-
-def check_result(result: object) -> None:
-    """Check that an ordinary handler has run.
-
-    :raises InvalidArgumentType: when it returned something that still has to run.
-    """
-    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
-        if inspect.iscoroutine(result):
-            result.close()
-        raise InvalidArgumentType(
-            f"the handler returned {result!r} and has not run; return its result instead"
-        )
 
 
 def check_sessions(model: type[Message], begin: BeginHandling) -> None:
@@ -109,50 +48,28 @@ def check_sessions(model: type[Message], begin: BeginHandling) -> None:
 def handle_in_session(
     model: type[M],
     session: Session,
-    messages: Sequence[M],
+    messages: list[M],
     run_handler: Callable[[list[M]], object],
-    before_ack: Callable[[], None],
+    before_ack: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a handler with instances that belong to the session, and ack what it has not settled.
+    """Add messages to the session, run a handler, and ack what it has not settled.
 
-    :param messages: received, and left as they are, so that another attempt begins like this one.
+    :param messages: which belong to no session.
     """
-    leases = [_lease(message) for message in messages]
-    instances = [_instance_in(session, m, lease) for m, lease in zip(messages, leases, strict=True)]
-    run_handler(instances)
+    leases = leases_of(model, messages)
+    session.add_all(messages)
+    load_eager_relationships(model, session, messages, leases)
+    run_handler(messages)
     before_ack()
-    connection = settle.settling_connection(model, session)
-    unsettled = {
-        lease: instance
-        for lease, instance in zip(leases, instances, strict=True)
-        if not (lease.is_settled or settle.is_settled_in(connection, lease))
-    }
-    deleted = [lease for lease, instance in unsettled.items() if _is_deleted(session, instance)]
-    settle.settle_with_row(model, session, deleted)
-    settle.ack(model, session, [lease for lease in unsettled if lease not in deleted])
-
-
-def _instance_in(session: Session, message: M, lease: Lease) -> M:
-    """Return an instance of the message that belongs to the session, and can be changed freely."""
-    values = message.__dict__
-    kept = {
-        name: deepcopy(value)
-        for name, value in values.items()
-        if type(value) not in _IMMUTABLE and name not in ("_sa_instance_state", "_lease")
-    }
-    instance = session.merge(message, load=False)
-    values.update(kept)
-    give_lease(instance, lease)
-    return instance
-
-
-def _is_deleted(session: Session, instance: Message) -> bool:
-    state = instance_state(instance)
-    return instance in session.deleted or state.deleted or state.was_deleted
+    if session.deleted:
+        session.flush()  # A message is settled by its deletion.
+    settle.ack(model, session, settle.unsettled(model, session, leases))
 
 
 class MessageProcessor(Generic[M]):
     """Runs a handler for messages, and settles them.
+
+    What the handler does with an instance is of no consequence: everything else uses the leases.
 
     :param begin: begins the transaction of a handler, or of a settlement alone.
     :param release: makes messages ready for others, as if they had not been handed out.
@@ -165,7 +82,7 @@ class MessageProcessor(Generic[M]):
         self,
         model: type[M],
         begin: BeginHandling,
-        release: Callable[[Sequence[M]], None],
+        release: Callable[[Sequence[Lease]], None],
         *,
         retry: RetryPolicy,
         batch_size: int | None,
@@ -183,38 +100,39 @@ class MessageProcessor(Generic[M]):
         self._repeat = repeat
         self._is_cancellation = is_cancellation
 
-    def process(self, messages: Sequence[M]) -> None:
+    def process(self, messages: Sequence[M], leases: Sequence[Lease]) -> None:
         """Handle and settle messages. Only a cancellation is raised."""
-        fresh: list[M] = []
-        for message in messages:
-            lease = _lease(message)
-            if is_exhausted(self._retry, lease.epoch):
-                reason = f"handed out {lease.epoch} times and never settled"
+        received: list[M] = []
+        usable: list[Lease] = []
+        for message, lease in zip(messages, leases, strict=True):
+            if is_exhausted(self._retry, lease.attempts):
+                reason = f"handed out {lease.attempts} times and never settled"
                 self._settle(lease, RetryDecision(None, reason))
             else:
-                fresh.append(message)
-        if len(fresh) > 1 and self._handle_batch(fresh):
-            return
-        for message in fresh:
-            self._handle_one(message)
+                received.append(message)
+                usable.append(lease)
+        if len(usable) == 1:
+            self._handle_one(usable[0], received)
+        elif usable and not self._handle_batch(usable, received):
+            for lease in usable:
+                self._handle_one(lease, [])
 
-    def release(self, messages: Sequence[M]) -> None:
+    def release(self, leases: Sequence[Lease]) -> None:
         """Make messages ready for others at once, whose handlers were cancelled."""
-        leases = [_lease(message) for message in messages]
         self._renewals.resume(leases)
         for lease in leases:
             if not lease.is_settled:
                 self._settle(lease, RetryDecision(0, "cancelled"))
 
-    def _handle_batch(self, messages: Sequence[M]) -> bool:
+    def _handle_batch(self, leases: Sequence[Lease], received: list[M]) -> bool:
         """Handle messages in one transaction, and return whether that is done with."""
         try:
-            self._handle(messages)
+            self._handle(leases, received)
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
             if is_busy(error):
-                self._release_unhandled(messages, error)
+                self._release_unhandled(leases, error)
                 return True
             # Each message alone will show which of them failed.
             log.info(
@@ -224,30 +142,32 @@ class MessageProcessor(Generic[M]):
             return False
         return True
 
-    def _handle_one(self, message: M) -> None:
-        lease = _lease(message)
+    def _handle_one(self, lease: Lease, received: list[M]) -> None:
         try:
-            self._handle([message])
-        except (AlreadySettled, LeaseLost) as error:
-            self._log_lost(lease, error)
+            self._handle([lease], received)
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
             if is_busy(error):
-                self._release_unhandled([message], error)
+                self._release_unhandled([lease], error)
                 return
-            decision = decide(self._retry, error, lease.epoch)
+            decision = decide(self._retry, error, lease.attempts)
             log.info("rolled back: %s", decision.reason, extra=self._extra(lease), exc_info=error)
             self._settle(lease, decision)
 
-    def _handle(self, messages: Sequence[M]) -> None:
-        """Run the handler and ack, in one transaction."""
-        self._repeat(partial(self._handle_in_transaction, messages))
+    def _handle(self, leases: Sequence[Lease], received: list[M]) -> None:
+        """Run the handler and ack, in one transaction.
 
-    def _handle_in_transaction(self, messages: Sequence[M]) -> None:
-        leases = [_lease(message) for message in messages]
+        :param received: the messages as they came, for the first attempt, which takes them from
+            the list. Later attempts load them again.
+        """
+        self._repeat(partial(self._handle_in_transaction, leases, received))
+
+    def _handle_in_transaction(self, leases: Sequence[Lease], received: list[M]) -> None:
         try:
             with self._begin() as (session, run_handler):
+                messages = received.copy() or load_again(self._model, session, leases)
+                received.clear()
                 handle_in_session(
                     self._model,
                     session,
@@ -259,15 +179,14 @@ class MessageProcessor(Generic[M]):
             self._renewals.resume(leases)
             raise
 
-    def _release_unhandled(self, messages: Sequence[M], error: BaseException) -> None:
+    def _release_unhandled(self, leases: Sequence[Lease], error: BaseException) -> None:
         """Release messages that could not be handled because of others; no attempt counts."""
-        leases = [_lease(message) for message in messages]
         extra = {"queue": self._queue, "message_ids": [lease.message_id for lease in leases]}
         log.warning(
             "the database is busy, messages are released: %s", describe_error(error), extra=extra
         )
         try:
-            self._repeat(partial(self._release, messages))
+            self._repeat(partial(self._release, leases))
         except BaseException as failure:
             if self._is_cancellation(failure):
                 raise
@@ -279,7 +198,7 @@ class MessageProcessor(Generic[M]):
             self._renewals.pause([lease])
             self._repeat(partial(self._settle_in_transaction, lease, decision))
         except LeaseLost as error:
-            self._log_lost(lease, error)
+            log.warning("others have the message: %s", error, extra=self._extra(lease))
         except BaseException as error:
             if self._is_cancellation(error):
                 raise
@@ -292,14 +211,5 @@ class MessageProcessor(Generic[M]):
             else:
                 settle.retry(self._model, session, [lease], decision.delay)
 
-    def _log_lost(self, lease: Lease, error: Exception) -> None:
-        log.warning("others have the message: %s", error, extra=self._extra(lease))
-
     def _extra(self, lease: Lease) -> dict[str, object]:
         return {"queue": self._queue, "message_id": lease.message_id, "epoch": lease.epoch}
-
-
-def _lease(message: Message) -> Lease:
-    lease = lease_of(message)
-    assert lease is not None  # It was received.
-    return lease

@@ -61,7 +61,9 @@ class InFlight(Generic[M]):
             self._handed_out.add(lease)
             self._next_expiry = min(self._next_expiry, lease.expires_at)
             if self._emit_events:
-                self._events.append(Delivered(self._queue, lease.message_id, lease.epoch))
+                self._events.append(
+                    Delivered(self._queue, lease.message_id, lease.epoch, lease.attempts)
+                )
             taken.append(message)
         return taken
 

@@ -11,35 +11,34 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from sqlalchemy import Engine, exc
+from sqlalchemy import Engine
 
-from ..errors import LeaseLost, SubscriberClosed
+from ..errors import SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
 from ..rows import settle
-from ..rows.lease import Lease, leases_of
+from ..rows.lease import Lease
 from ..rows.message import Message, queue_table
-from ..rows.transient import retry_transaction
 from ..runtime import Runtime, Task
-from ..transports.base import Transport
+from ..transports.base import Transport, Unloadable
 from ..transports.choice import Grpc, Pull, Stream
 from ..transports.factory import make_transport
 from .batcher import PendingSettlement, SettlementBatcher, settle_together
 from .in_flight import InFlight
-
-if TYPE_CHECKING:
-    from tenacity import RetryCallState
+from .reconnecting import lost_connection_errors, repeat_until_stopped
+from .rejection import Rejection, reject, settle_rejected
+from .retries import RetryPolicy
 
 __all__ = ["ReceiveLoop"]
 
 M = TypeVar("M", bound=Message)
 
-MAX_RECONNECT_DELAY = 2.0
-"""Seconds between two attempts to reconnect, at most."""
-
 CLOSE_TIMEOUT = 1.8
 """Seconds that :meth:`ReceiveLoop.close` waits for the server."""
+
+ABANDON_TIMEOUT = 0.1
+"""Seconds that :meth:`ReceiveLoop.abandon` waits for the lock, which is never held for long."""
 
 IDLE_CHECK_INTERVAL = 1.0
 """Seconds until a subscriber that has no work checks again whether slots became free."""
@@ -54,6 +53,7 @@ class ReceiveLoop(Generic[M]):
     :param in_flight: the messages of the subscriber, which outlive the loop.
     :param lock: guards ``in_flight`` and the state of this object.
     :param max_attempts: how often a message may have been handed out; None for no limit.
+    :param retry: whether and when a message that can't be loaded is retried.
     :param on_event: called with each event, without the lock.
     """
 
@@ -66,14 +66,17 @@ class ReceiveLoop(Generic[M]):
         runtime: Runtime,
         *,
         max_attempts: int | None,
+        retry: RetryPolicy,
         on_event: Callable[[Event], object] | None,
     ) -> None:
         self._model = model
         self._queue = queue_table(model).name
         self._engine = engine
         self._in_flight = in_flight
+        self._add_settling = partial(self._on_settling, in_flight)
         self._runtime = runtime
         self._max_attempts = max_attempts
+        self._retry = retry
         self._on_event = on_event
         self._lock = lock
         self._messages_available = runtime.condition(lock)
@@ -81,7 +84,7 @@ class ReceiveLoop(Generic[M]):
         self._poll_requested = runtime.condition(lock)
         self._closing_requested = runtime.condition(lock)
         self._poll_now = self._stopping = self._closing = self._disconnected = False
-        self._exhausted: list[M] = []
+        self._rejected: list[Rejection] = []
         self._error: BaseException | None = None
         self._transport: Transport[M]
         self._batcher: SettlementBatcher
@@ -113,7 +116,7 @@ class ReceiveLoop(Generic[M]):
 
         :raises SubscriberClosed: when the loop is closing.
         """
-        if self._closing:
+        if self._closing or self.has_ended:
             raise self._closed()
         return self._batcher
 
@@ -121,28 +124,53 @@ class ReceiveLoop(Generic[M]):
         """Release messages that nobody has got, and receive nothing more."""
         with self._lock:
             self._stopping = True
-            self._messages_available.notify_all()
-            self._work_available.notify_all()
-            self._poll_requested.notify_all()
+            self._notify_all()
         self._transport.interrupt()
+
+    def _notify_all(self) -> None:
+        self._messages_available.notify_all()
+        self._work_available.notify_all()
+        self._poll_requested.notify_all()
+        self._closing_requested.notify_all()
 
     def close(self) -> None:
         """Stop receiving, commit grouped settlements, and disconnect.
 
         Returns within two seconds, also if the server doesn't answer.
         """
-        with self._lock:
-            self._closing = True
-            self._closing_requested.notify_all()
+        self._closing = True
         self.stop_receiving()
         if not self._task.join(CLOSE_TIMEOUT):
             log.warning(
                 "the server doesn't answer; messages of this subscriber come back after ack_wait",
                 extra={"queue": self._queue},
             )
+            self._detach()
             self._batcher.cancel()
             if self._task.cancel():
                 self._task.join(0.1)
+
+    def _detach(self) -> None:
+        """Leave the slots to a successor: what this loop is still to receive, it will release."""
+        with self._lock:
+            own: InFlight[M] = InFlight(self._queue, 0, emit_events=False)
+            own.add(self._in_flight.take_all_waiting())
+            self._in_flight = own
+
+    def abandon(self) -> None:
+        """Make the loop end, and don't wait for it. Called by the garbage collector."""
+        self._stopping = self._closing = True
+        if self._lock.acquire(timeout=ABANDON_TIMEOUT):
+            try:
+                self._notify_all()
+            finally:
+                self._lock.release()
+        self._transport.interrupt()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it receives nothing more, though it may not have been closed."""
+        return not self._task.is_alive
 
     def get_many(self, limit: int, timeout: float | None) -> list[M]:
         """Return waiting messages as soon as there is one; see :meth:`.Subscriber.get_many`.
@@ -164,9 +192,9 @@ class ReceiveLoop(Generic[M]):
     def _checkout(self, limit: int) -> list[M]:
         if self._error is not None:
             raise self._error
-        if self._stopping:
+        if self._stopping or self.has_ended:
             raise self._closed()
-        messages = self._in_flight.checkout(limit, self._on_settling)
+        messages = self._in_flight.checkout(limit, self._add_settling)
         if self._has_work:
             self._work_available.notify()
         return messages
@@ -176,32 +204,34 @@ class ReceiveLoop(Generic[M]):
 
     def extend(self, leases: Sequence[Lease], seconds: float) -> list[Lease]:
         """Extend leases in transactions of their own, and return those that are lost."""
-        return self._runtime.call(
-            settle.extend_unlocked, self._model, self._engine, leases, seconds
-        )
+        try:
+            return self._runtime.call(
+                settle.extend_unlocked, self._model, self._engine, leases, seconds
+            )
+        except lost_connection_errors(self._engine):
+            self._disconnect()
+            raise
 
-    def release(self, messages: Sequence[M]) -> None:
+    def release(self, leases: Sequence[Lease]) -> None:
         """Make messages that were handed out ready for others, as if they had not been."""
-        self._runtime.call(self._transport.release, messages)
+        self._runtime.call(self._transport.release_leases, leases)
         with self._lock:
-            self._in_flight.drop(leases_of(self._model, messages))
+            self._in_flight.drop(leases)
             self._work_available.notify()
 
-    def _on_settling(self, leases: Sequence[Lease]) -> None:
+    def _on_settling(self, slots: InFlight[M], leases: Sequence[Lease]) -> None:
         with self._lock:
-            self._in_flight.add_settling(leases)
-            if self._in_flight.may_want_more:
+            slots.add_settling(leases)
+            if slots.may_want_more:
                 self._work_available.notify()
 
     # The transport's side: a Receiver.
 
-    def deliver(self, messages: Sequence[M]) -> None:
+    def deliver(self, messages: Sequence[M], unloadable: Sequence[Unloadable] = ()) -> None:
         """Accept leased messages: from the loop, or from what reads a stream."""
+        messages, rejected = reject(messages, unloadable, self._retry, self._max_attempts)
         with self._lock:
-            most = self._max_attempts
-            if most is not None:
-                self._exhausted += (message for message in messages if message.epoch >= most)
-                messages = [message for message in messages if message.epoch < most]
+            self._rejected += rejected
             self._in_flight.add(messages)
             self._messages_available.notify(len(messages))
             if self._must_release:
@@ -225,7 +255,7 @@ class ReceiveLoop(Generic[M]):
 
     @property
     def _must_release(self) -> bool:
-        return bool(self._exhausted) or self._in_flight.must_release
+        return bool(self._rejected) or self._in_flight.must_release
 
     @property
     def _has_work(self) -> bool:
@@ -237,6 +267,7 @@ class ReceiveLoop(Generic[M]):
             self._receive_until_stopped()
         except BaseException as error:
             if self._runtime.is_cancellation(error):
+                self._stopping = self._closing = True  # The event loop ends: don't wait for close.
                 raise
             if not self._stopping:
                 log.exception("the subscriber has stopped", extra={"queue": self._queue})
@@ -253,23 +284,13 @@ class ReceiveLoop(Generic[M]):
                 self._flush_events()
 
     def _receive_until_stopped(self) -> None:
-        from tenacity import Retrying, retry_if_exception_type
-        from tenacity.wait import wait_random_exponential
-
-        # SQLAlchemy passes some of the driver's errors on as they are: those of isolation levels.
-        # Its TimeoutError is that of the Engine's pool.
-        driver_error = self._engine.dialect.loaded_dbapi.Error
-        lost_connection = (exc.DBAPIError, exc.TimeoutError, driver_error, OSError)
-        retrying = Retrying(
-            retry=retry_if_exception_type(lost_connection),
-            wait=wait_random_exponential(multiplier=0.1, max=MAX_RECONNECT_DELAY),
+        repeat_until_stopped(
+            self._receive,
+            lost_connection_errors(self._engine),
+            is_stopping=lambda: self._stopping,
             sleep=self._sleep_unless_stopping,
-            stop=lambda _state: self._stopping,
-            before_sleep=self._note_lost_connection,
-            reraise=True,
+            disconnect=self._note_lost_connection,
         )
-        while not self._stopping:
-            retrying(self._receive)
 
     def _sleep_unless_stopping(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -277,17 +298,24 @@ class ReceiveLoop(Generic[M]):
             while not self._stopping and (remaining := end - time.monotonic()) > 0:
                 self._work_available.wait(remaining)
 
-    def _note_lost_connection(self, state: RetryCallState) -> None:
-        error = None if state.outcome is None else state.outcome.exception()
+    def _note_lost_connection(self, error: BaseException | None) -> None:
         reason = str(getattr(error, "orig", error))
         log.warning("the database failed, trying again: %s", reason, extra={"queue": self._queue})
         self._disconnected = True
         self._flush_events(Reconnecting(self._queue, reason))
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        """Close pooled connections, so that new ones are used: an old one may fail for ever."""
+        try:
+            self._runtime.call(self._transport.disconnect)
+        except Exception as error:  # noqa: BLE001  # They are lost anyway.
+            log.info("disconnecting failed: %s", error, extra={"queue": self._queue})
 
     def _receive(self) -> None:
         """Wait until there is work, do it, and poll once."""
         self._wait_for_work()
-        self._fail_exhausted()
+        self._settle_rejected()
         self._release_excess()
         self._pause()
         with self._lock:
@@ -323,26 +351,14 @@ class ReceiveLoop(Generic[M]):
             self._poll_now = False
             self._transport.pause = 0.0
 
-    def _fail_exhausted(self) -> None:
-        """Fail messages that exceeded ``max_attempts``."""
+    def _settle_rejected(self) -> None:
+        """Retry or fail messages that are not to be handed out."""
         with self._lock:
-            exhausted, self._exhausted = self._exhausted, []
-        if not exhausted:
-            return
-        leases = leases_of(self._model, exhausted)
-        reason = f"handed out {self._max_attempts} times and never settled"
-
-        def fail() -> None:
-            with self._engine.begin() as connection:
-                settle.fail(self._model, connection, leases, reason)
-
-        try:
-            self._runtime.call(retry_transaction, fail)
-        except LeaseLost:
-            log.info("messages were handed out again meanwhile", extra={"queue": self._queue})
-        else:
+            rejected, self._rejected = self._rejected, []
+        if rejected:
+            dead = self._runtime.call(settle_rejected, self._model, self._engine, rejected)
             self._flush_events(
-                *(Dead(self._queue, lease.message_id, lease.epoch) for lease in leases)
+                *(Dead(self._queue, lease.message_id, lease.epoch) for lease in dead)
             )
 
     def _release_excess(self) -> None:
@@ -395,7 +411,7 @@ class ReceiveLoop(Generic[M]):
         for event in events:
             try:
                 self._on_event(event)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:  # User code, which may raise anything, must not end receiving.
+            except BaseException as error:  # User code may raise anything.
+                if self._runtime.is_cancellation(error):
+                    raise
                 log.exception("on_event failed", extra={"queue": self._queue})

@@ -48,7 +48,11 @@ class LeaseRenewals:
         """
         with self._lock:
             self._paused.update(leases)
-            lost = [lease.message_id for lease in leases if lease in self._lost]
+            lost = [
+                lease.message_id
+                for lease in leases
+                if lease in self._lost and not lease.is_settled  # By the handler.
+            ]
         if lost:
             raise LeaseLost(f"the lease of {lost} was lost while the handler ran", message_ids=lost)
 
@@ -60,7 +64,8 @@ class LeaseRenewals:
     def to_renew(self) -> list[Lease]:
         """Return the leases to renew now."""
         with self._lock:
-            return list(self._watched - self._paused - self._lost)
+            leases = self._watched - self._paused - self._lost
+            return [lease for lease in leases if not lease.is_settled]
 
     def mark_lost(self, leases: Sequence[Lease]) -> None:
         """Note that others may have the messages of these leases."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..rows.epochs import MAX_ATTEMPTS
 from ..rows.reasons import describe_error, text_of
 
 __all__ = [
@@ -81,10 +82,14 @@ class RetryPolicy:
         if most is not None:
             if isinstance(most, bool) or not isinstance(most, int):
                 raise InvalidArgumentType(f"max_attempts={most!r}: expected an int or None")
-            if most < 1:
-                raise InvalidArgument(f"max_attempts={most}: expected at least 1, or None")
+            if not 1 <= most <= MAX_ATTEMPTS:
+                raise InvalidArgument(
+                    f"max_attempts={most}: expected from 1 to {MAX_ATTEMPTS}, or None"
+                )
         first = clock.to_seconds(self.min_delay, "min_delay", minimum=0.001)
         clock.to_seconds(self.max_delay, "max_delay", minimum=first)
+        # A copy: a mapping of the user's own could fail when a message is to be judged.
+        object.__setattr__(self, "rules", dict(self.rules))
         for error, policy in self.rules.items():
             if not (isinstance(error, type) and issubclass(error, Exception)):
                 raise InvalidArgumentType(f"rules: {error!r} is no exception class")
@@ -92,19 +97,19 @@ class RetryPolicy:
                 raise InvalidArgumentType(f"rules: {policy!r} is neither a RetryPolicy nor None")
 
 
-def is_exhausted(policy: RetryPolicy, epoch: int) -> bool:
+def is_exhausted(policy: RetryPolicy, attempts: int) -> bool:
     """Return whether a message was handed out as often as the policy allows.
 
-    :param epoch: how often it was handed out before.
+    :param attempts: how often it was handed out before.
     """
-    return policy.max_attempts is not None and epoch >= policy.max_attempts
+    return policy.max_attempts is not None and attempts >= policy.max_attempts
 
 
-def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecision:
+def decide(policy: RetryPolicy, error: BaseException, attempts: int) -> RetryDecision:
     """Return whether and when a message is retried.
 
     :param error: the exception that its handler raised.
-    :param epoch: how often it was handed out before.
+    :param attempts: how often it was handed out before.
     """
     error = only_error(error)
     if isinstance(error, Discard):
@@ -113,11 +118,10 @@ def decide(policy: RetryPolicy, error: BaseException, epoch: int) -> RetryDecisi
     rule = _policy_for(policy, error)
     if rule is None:
         return RetryDecision(None, reason)
-    if is_exhausted(rule, epoch + 1):
-        return RetryDecision(None, f"{reason} (attempt {epoch + 1} of {rule.max_attempts})")
-    if isinstance(error, Retry) and error.delay is not None:
-        return RetryDecision(error.delay, reason)
-    return RetryDecision(_delay(rule, epoch), reason)
+    if is_exhausted(rule, attempts + 1):
+        return RetryDecision(None, f"{reason} (attempt {attempts + 1} of {rule.max_attempts})")
+    delay = _chosen_delay(error)
+    return RetryDecision(_delay(rule, attempts) if delay is None else delay, reason)
 
 
 def only_error(error: BaseException) -> BaseException:
@@ -128,22 +132,30 @@ def only_error(error: BaseException) -> BaseException:
 
 
 def _policy_for(policy: RetryPolicy, error: BaseException) -> RetryPolicy | None:
-    try:
-        for cls in type(error).__mro__:
-            if cls in policy.rules:
-                return policy.rules[cls]
-    except Exception:  # The mapping may be the user's own code.
-        log.exception("the rules of a RetryPolicy failed; retrying as without rules")
+    for cls in type(error).__mro__:
+        if cls in policy.rules:
+            return policy.rules[cls]
     return policy
 
 
-def _delay(policy: RetryPolicy, epoch: int) -> float:
+def _chosen_delay(error: BaseException) -> float | None:
+    """Return the delay that a Retry asks for: a subclass may not have set it, or to anything."""
+    if not isinstance(error, Retry):
+        return None
+    try:
+        return None if error.delay is None else clock.to_seconds(error.delay, "delay")
+    except BaseException:  # The attribute may be user code.
+        log.exception("the delay of a Retry can't be used; the policy's is used instead")
+        return None
+
+
+def _delay(policy: RetryPolicy, attempts: int) -> float:
     from tenacity import RetryCallState
     from tenacity.wait import wait_exponential, wait_random
 
     shortest = clock.to_seconds(policy.min_delay, "min_delay")
     longest = clock.to_seconds(policy.max_delay, "max_delay")
     state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
-    state.attempt_number = epoch + 1
+    state.attempt_number = attempts + 1
     delay: float = wait_exponential(multiplier=shortest, max=longest)(state)
     return delay - wait_random(0, delay / 2)(state)

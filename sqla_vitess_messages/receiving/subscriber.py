@@ -12,6 +12,8 @@
 from __future__ import annotations
 
 import threading
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -25,16 +27,19 @@ from .. import clock
 from ..errors import InvalidArgumentType, SubscriberClosed
 from ..events import Event
 from ..mixin import MessageQueueMixin
+from ..rows.epochs import MAX_ATTEMPTS
 from ..rows.lease import leases_of
 from ..rows.message import queue_table
 from ..runtime import Runtime, ThreadRuntime
 from ..transports.choice import TransportChoice
 from ..transports.engines import Bind, dedicated_engine
 from ..transports.factory import check_transport
-from .arguments import check_count
+from .arguments import check_count, check_function
 from .batcher import Change, PendingSettlement
 from .in_flight import InFlight
 from .loop import ReceiveLoop
+from .rejection import queue_policy
+from .retries import RetryPolicy
 
 __all__ = ["BaseSubscriber", "M", "Subscriber"]
 
@@ -63,9 +68,9 @@ class BaseSubscriber(Generic[M, FutureT]):
             raise InvalidArgumentType(f"model={model!r}: expected a class with MessageQueueMixin")
         check_count("max_concurrency", max_concurrency, 10_000)
         if max_attempts is not None:
-            check_count("max_attempts", max_attempts, 2**31 - 1)
-        if on_event is not None and not callable(on_event):
-            raise InvalidArgumentType(f"on_event={on_event!r}: expected a callable")
+            check_count("max_attempts", max_attempts, MAX_ATTEMPTS)
+        if on_event is not None:
+            check_function("on_event", on_event)
         self.model = model
         self._bind = bind
         self._choice = check_transport(self._make_engine(), transport)
@@ -90,14 +95,20 @@ class BaseSubscriber(Generic[M, FutureT]):
         """Return a future for a grouped settlement."""
         raise NotImplementedError
 
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        loop: ReceiveLoop[M] | None = getattr(self, "_loop", None)
+        if loop is not None:
+            loop.abandon()
+            _warn(f"{self!r} was not closed", ResourceWarning, source=self)
+
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
         return f"<{type(self).__name__} of {self._queue!r}, {state}>"
 
     @property
     def is_open(self) -> bool:
-        """Whether it was opened, and not closed since."""
-        return self._loop is not None
+        """Whether it was opened, and has neither been closed nor ended since."""
+        return self._loop is not None and not self._loop.has_ended
 
     def stop_receiving(self) -> None:
         """Receive nothing more, and release the messages that nobody has got.
@@ -143,8 +154,12 @@ class BaseSubscriber(Generic[M, FutureT]):
             raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
         return self._loop
 
-    def _open(self) -> None:
-        if self._loop is not None:
+    def _open(self, retry: RetryPolicy | None = None) -> None:
+        """Connect and begin to receive.
+
+        :param retry: for messages that can't be loaded. Default: the queue's own backoff.
+        """
+        if self._loop is not None and not self._loop.has_ended:
             return
         loop = ReceiveLoop(
             self.model,
@@ -153,7 +168,8 @@ class BaseSubscriber(Generic[M, FutureT]):
             self._lock,
             self._make_runtime(),
             max_attempts=self._max_attempts,
-            on_event=self._on_event,
+            retry=retry or queue_policy(queue_table(self.model), self._max_attempts),
+            on_event=None if self._on_event is None else _emitter(self),
         )
         loop.open(self._choice)
         self._loop = loop
@@ -169,9 +185,24 @@ class BaseSubscriber(Generic[M, FutureT]):
     def _extend(self, messages: Sequence[M], seconds: float | timedelta) -> list[M]:
         loop = self._open_loop()
         length = clock.to_seconds(seconds, "seconds", minimum=0.001)
-        lost = loop.extend(leases_of(self.model, messages), length)
-        lost_ids = {lease.message_id for lease in lost}
-        return [message for message in messages if message.id in lost_ids]
+        leases = [leases_of(self.model, [message])[0] for message in messages]
+        lost = loop.extend(list(dict.fromkeys(leases)), length)
+        return [message for message, lease in zip(messages, leases, strict=True) if lease in lost]
+
+
+def _emitter(subscriber: BaseSubscriber[Any, Any]) -> Callable[[Event], None]:
+    """Return a function that emits events as long as the subscriber lives.
+
+    What receives must not keep it alive, and so not ``on_event``, which may be one of its methods.
+    """
+    reference = weakref.ref(subscriber)
+
+    def emit(event: Event) -> None:
+        alive = reference()
+        if alive is not None and alive._on_event is not None:
+            alive._on_event(event)
+
+    return emit
 
 
 class Subscriber(BaseSubscriber[M, Future[None]]):

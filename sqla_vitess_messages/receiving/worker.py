@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any, Generic, overload
+from typing import Any, ClassVar, Generic, overload
 
 from sqlalchemy.orm import Session
 
@@ -29,8 +29,8 @@ from ..rows.lease import leases_of
 from ..rows.message import queue_table
 from ..runtime import Condition, Runtime, Task, ThreadRuntime
 from ..table.options import queue_options
-from .arguments import check_count
-from .handling import MessageProcessor, check_handler, check_result, check_sessions
+from .arguments import check_count, check_function, check_result
+from .handling import MessageProcessor, check_sessions
 from .renewal import Heartbeat, LeaseRenewals
 from .repetition import Repetition
 from .retries import RetryPolicy
@@ -57,6 +57,9 @@ class BaseWorker(Generic[M]):
     they are called in greenlets.
     """
 
+    _is_async: ClassVar[bool]
+    """Whether the handler is a coroutine function."""
+
     def __init__(
         self,
         subscriber: BaseSubscriber[M, Any],
@@ -68,9 +71,8 @@ class BaseWorker(Generic[M]):
         batch_size: int | None,
         shutdown_timeout: float | timedelta,
     ) -> None:
-        for name, value in (("handler", handler), ("session_factory", session_factory)):
-            if not callable(value):
-                raise InvalidArgumentType(f"{name}={value!r}: expected a callable")
+        check_function("handler", handler, is_async=self._is_async)
+        check_function("session_factory", session_factory)
         if not (retry is None or isinstance(retry, RetryPolicy)):
             raise InvalidArgumentType(f"retry={retry!r}: expected a RetryPolicy")
         check_count("concurrency", concurrency, 1000)
@@ -92,6 +94,7 @@ class BaseWorker(Generic[M]):
         self._signals = 0
         self._tasks: list[Task] = []
         self._running = 0
+        self._run_id: object = None
         self._error: BaseException | None = None
         self._heartbeat: Heartbeat | None = None
         self._changed: Condition | None = None
@@ -155,11 +158,12 @@ class BaseWorker(Generic[M]):
         return self._stop_requested or self._signals > 0 or has_ended
 
     def _start(self) -> None:
-        if self._tasks:
+        if any(task.is_alive for task in self._tasks):
             return
+        self._shut_down()  # If its event loop has ended, or the subscriber has failed.
         check_sessions(self._subscriber.model, self._begin_handling)
         self._runtime = runtime = self._make_runtime()
-        self._subscriber._open()
+        self._subscriber._open(self._retry)
         self._changed = runtime.condition(self._lock)
         self._error = None
         self._heartbeat = Heartbeat(
@@ -176,8 +180,9 @@ class BaseWorker(Generic[M]):
             is_cancellation=runtime.is_cancellation,
         )
         self._running = self.concurrency
+        self._run_id = run_id = object()
         self._tasks = [
-            runtime.start(partial(self._work, processor), f"Worker-{number}")
+            runtime.start(partial(self._work, processor, run_id), f"Worker-{number}")
             for number in range(self.concurrency)
         ]
         log.info("working", extra={"queue": self._queue})
@@ -211,6 +216,7 @@ class BaseWorker(Generic[M]):
     def _shut_down(self) -> None:
         """Cancel running handlers, where that is possible, and close."""
         tasks, self._tasks = self._tasks, []
+        self._run_id = None
         heartbeat, self._heartbeat = self._heartbeat, None
         if heartbeat is None:
             return
@@ -221,30 +227,36 @@ class BaseWorker(Generic[M]):
         self._subscriber._close()
         self._stop_requested = False
 
-    def _work(self, processor: MessageProcessor[M]) -> None:
-        """Handle messages until the worker stops: in a thread, or a task."""
+    def _work(self, processor: MessageProcessor[M], run_id: object) -> None:
+        """Handle messages until the worker stops: in a thread, or a task.
+
+        :param run_id: of the start that this belongs to. A handler may outlive its end.
+        """
         try:
-            while not self._stop_requested:
+            while self._run_id is run_id and not self._stop_requested:
                 self._work_once(processor, self._subscriber._get_many(self._batch_size or 1, None))
         except SubscriberClosed:
             pass
         except BaseException as error:
             if self._runtime.is_cancellation(error):
                 raise
-            self._error = error
+            if self._run_id is run_id:
+                self._error = error
         finally:
             with self._lock:
-                self._running -= 1
+                if self._run_id is run_id:
+                    self._running -= 1
                 if self._changed is not None:
                     self._changed.notify_all()
 
     def _work_once(self, processor: MessageProcessor[M], messages: Sequence[M]) -> None:
-        with self._renewals.watch(leases_of(self._subscriber.model, messages)):
+        leases = leases_of(self._subscriber.model, messages)
+        with self._renewals.watch(leases):
             try:
-                processor.process(messages)
+                processor.process(messages, leases)
             except BaseException as error:
                 if self._runtime.is_cancellation(error):
-                    self._runtime.shield(partial(processor.release, messages))
+                    self._runtime.shield(partial(processor.release, leases))
                 raise
 
 
@@ -269,6 +281,8 @@ class Worker(BaseWorker[M]):
     :raises InvalidArgument: when an argument has a value that can't work.
     :raises InvalidArgumentType: when an argument has a type that can't work.
     """
+
+    _is_async = False
 
     @overload
     def __init__(
@@ -318,7 +332,6 @@ class Worker(BaseWorker[M]):
             batch_size=batch_size,
             shutdown_timeout=shutdown_timeout,
         )
-        check_handler(handler, is_async=False)
 
     def _make_runtime(self) -> Runtime:
         return ThreadRuntime()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,13 +13,17 @@ from sqlalchemy.orm import Session
 from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
 from . import states
+from .loading import load_separately, may_be_a_row
 from .message import Message, queue_table
 from .queries import CHUNK, chunks
+from .reasons import describe_error
 from .settle import SessionOrConnection, connection_of
 
 __all__ = ["find", "purge", "requeue"]
 
 M = TypeVar("M", bound=Message)
+
+log = logging.getLogger(__name__)
 
 
 def find(model: type[M], session: Session, limit: int) -> list[M]:
@@ -27,8 +32,44 @@ def find(model: type[M], session: Session, limit: int) -> list[M]:
         raise InvalidArgumentType(f"limit={limit!r}: expected an int")
     if limit < 1:
         raise InvalidArgument(f"limit={limit}: expected at least 1")
-    dead = states.is_dead(queue_table(model))
-    return list(session.scalars(select(model).where(dead).limit(limit)))
+    table = queue_table(model)
+    dead = select(model).where(states.is_dead(table))
+    try:
+        return list(session.scalars(dead.limit(limit)))
+    except Exception as error:
+        if not may_be_a_row(error):
+            raise
+
+    def load(ids: Sequence[int]) -> Sequence[M]:
+        return session.scalars(dead.where(table.c.id.in_(ids))).all()
+
+    found: list[M] = []
+    for ids in _dead_ids_in_order(session, table):
+        loaded, failed = load_separately(load, ids)
+        found += loaded
+        for message_id, failure in failed:
+            log.warning(
+                "message %d can't be loaded: %s", message_id, describe_error(failure),
+                extra={"queue": table.name, "message_id": message_id},
+            )  # fmt: skip
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def _dead_ids_in_order(session: Session, table: Table) -> Iterator[list[int]]:
+    last = 0
+    while True:
+        some = (
+            select(table.c.id)
+            .where(states.is_dead(table), table.c.id > last)
+            .order_by(table.c.id)
+            .limit(CHUNK)
+        )
+        if not (ids := list(session.scalars(some))):
+            return
+        yield ids
+        last = ids[-1]
 
 
 def requeue(

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
+from sqlalchemy import Table
 from sqlalchemy.orm import class_mapper
 
 from ..errors import InvalidArgument, InvalidArgumentType
 from ..events import Outcome
+from .epochs import attempts
 from .message import Message, is_enqueued, queue_table
-from .queries import chunks, key_getter, key_names
-from .transactions import Commit
+from .queries import chunks, key_attributes, key_getter
+from .transactions import Commit, call_guarded
 
 __all__ = [
     "Confirm",
@@ -32,17 +34,18 @@ Confirm = Callable[[Sequence["Lease"]], None]
 
 
 class Settling(NamedTuple):
-    """Leases that a transaction settles."""
+    """Leases of one table's rows that a transaction settles."""
 
     outcome: Outcome
     leases: Sequence[Lease]
+    table: Table
 
 
 class Lease:
     """What identifies a message's row, and until when this process may settle it.
 
     :param key: the values of :func:`.queries.key_names`, ``id`` first.
-    :param epoch: the message's epoch as it was handed out.
+    :param epoch: the message's epoch as it was handed out; see :mod:`.epochs`.
     :param usable_until: when the message is no longer to be given to a handler, on
         :func:`time.monotonic`: ``ack_wait`` after it was handed out.
     :param expires_at: when the lease ends in the database, on the same clock: later by the backoff.
@@ -96,6 +99,11 @@ class Lease:
         return found
 
     @property
+    def attempts(self) -> int:
+        """How often the message was handed out before."""
+        return attempts(self.epoch)
+
+    @property
     def fence(self) -> int:
         """The epoch that the row has as long as the lease holds."""
         return self.epoch + 1
@@ -125,7 +133,8 @@ class Lease:
         self._on_settling = call
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # In another process the database alone knows how long the lease lasts.
+        # Another process can't wait for it, and for how long the lease lasts, the database knows.
+        self.confirm_delivery([self])
         return Lease, (self.key, self.epoch, inf, inf)
 
     def __copy__(self) -> Lease:
@@ -144,7 +153,7 @@ class Lease:
             if lease._on_settling is not None:
                 calls[lease._on_settling].append(lease)
         for call, of_one_subscriber in calls.items():
-            call(of_one_subscriber)
+            call_guarded(call, of_one_subscriber)
 
     @staticmethod
     def confirm_delivery(leases: Iterable[Lease]) -> None:
@@ -170,11 +179,12 @@ def leases_of(model: type[Message], messages: Iterable[Message]) -> list[Lease]:
     :raises InvalidArgumentType: for what is no message of this queue.
     :raises InvalidArgument: for a message without a row.
     """
-    leases: dict[int, Lease] = {}
+    leases: dict[object, Lease] = {}
     for message in messages:
         if not isinstance(message, model):
             raise InvalidArgumentType(f"messages: {message!r} is not a {model.__name__}")
-        leases[id(message)] = lease_of(message) or _of_queried(message)
+        lease = lease_of(message)
+        leases[lease or id(message)] = lease or _of_queried(message)
     return list(leases.values())
 
 
@@ -184,12 +194,8 @@ def _of_queried(message: Message) -> Lease:
             f"messages: {message!r} was never enqueued; add it to a session instead"
         )
     model = type(message)
-    table = queue_table(model)
-    mapper = class_mapper(model)
-    key = tuple(
-        getattr(message, mapper.get_property_by_column(table.c[name]).key)
-        for name in key_names(table)
-    )
+    attributes = key_attributes(class_mapper(model), queue_table(model))
+    key = tuple(getattr(message, name) for name in attributes)
     return Lease(key, (message.epoch or 0) - 1, inf, inf, is_received=False)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from typing import Protocol
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import FromClause
 
-from .transactions import Commit
+from .transactions import Commit, call_guarded
 
-__all__ = ["Listener", "has_listeners", "listen", "notify"]
+__all__ = ["Listener", "has_listeners", "listen", "notify", "stop_listening"]
 
 
 class Listener(Protocol):
@@ -21,19 +20,25 @@ class Listener(Protocol):
         """Poll without waiting for the end of a pause. Called from any thread."""
 
 
-_listeners: dict[FromClause, WeakSet[Listener]] = defaultdict(WeakSet)
+_listeners: WeakKeyDictionary[FromClause, WeakSet[Listener]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 def listen(table: FromClause, listener: Listener) -> None:
     """Notify ``listener`` whenever messages of ``table`` were committed, as long as it lives."""
     with _lock:
-        _listeners[table].add(listener)
+        _listeners.setdefault(table, WeakSet()).add(listener)
+
+
+def stop_listening(table: FromClause, listener: Listener) -> None:
+    """Notify ``listener`` no more."""
+    with _lock:
+        _listeners.get(table, WeakSet()).discard(listener)
 
 
 def has_listeners(table: FromClause) -> bool:
     """Return whether a subscriber of this process listens on this table."""
-    return table in _listeners and bool(_listeners[table])
+    return bool(_listeners.get(table))
 
 
 def notify(table: FromClause, _commit: Commit) -> None:
@@ -42,6 +47,6 @@ def notify(table: FromClause, _commit: Commit) -> None:
     The commit is under way: who polls too early polls again a few milliseconds later.
     """
     with _lock:
-        listeners = list(_listeners[table])
+        listeners = list(_listeners.get(table, ()))
     for listener in listeners:
-        listener.poll_now()
+        call_guarded(listener.poll_now)

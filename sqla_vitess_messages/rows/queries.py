@@ -8,12 +8,21 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, Table, UnaryExpression, Update, bindparam, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Select,
+    Table,
+    UnaryExpression,
+    Update,
+    bindparam,
+    update,
+)
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.operators import custom_op
 
 from ..table.layouts import LAYOUTS
-from ..table.options import queue_options
+from ..table.options import column_named, queue_options
 from ..vitess.server import MYSQL
 
 __all__ = [
@@ -22,9 +31,12 @@ __all__ = [
     "by_index",
     "chunks",
     "id_condition",
+    "key_attributes",
+    "key_columns",
     "key_getter",
     "key_names",
     "key_parameters",
+    "shard_columns",
     "shard_conditions",
     "unindexed",
     "update_by_id",
@@ -69,9 +81,33 @@ def key_names(table: Table) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
+def key_columns(table: Table) -> tuple[Column[Any], ...]:
+    """Return the columns of :func:`key_names`."""
+    return _columns(table, key_names(table))
+
+
+@lru_cache(maxsize=256)
+def shard_columns(table: Table) -> tuple[Column[Any], ...]:
+    """Return the columns that determine a row's shard."""
+    return _columns(table, queue_options(table).shard_by or ())
+
+
+def _columns(table: Table, names: Sequence[str]) -> tuple[Column[Any], ...]:
+    # They exist: that was checked when the table became a queue.
+    found = [column_named(table, name) for name in names]
+    return tuple(column for column in found if column is not None)
+
+
+@lru_cache(maxsize=256)
+def key_attributes(mapper: Mapper[Any], table: Table) -> tuple[str, ...]:
+    """Return the attributes that :func:`key_columns` are mapped to."""
+    return tuple(mapper.get_property_by_column(column).key for column in key_columns(table))
+
+
+@lru_cache(maxsize=256)
 def key_getter(mapper: Mapper[Any], table: Table) -> Callable[[Any], tuple[Any, ...]]:
-    """Return a function from an instance's ``__dict__`` to the values of :func:`key_names`."""
-    attributes = [mapper.get_property_by_column(table.c[name]).key for name in key_names(table)]
+    """Return a function from an instance's ``__dict__`` to the values of :func:`key_columns`."""
+    attributes = key_attributes(mapper, table)
     if len(attributes) > 1:
         return itemgetter(*attributes)
     [attribute] = attributes
@@ -97,8 +133,11 @@ def id_condition(table: Table) -> ColumnElement[bool]:
 
 def shard_conditions(table: Table) -> list[ColumnElement[bool]]:
     """Return the conditions that lead vtgate to the shards of a batch, instead of to all."""
-    names = [name for name in queue_options(table).shard_by or () if name != "id"]
-    return [table.c[name].in_(bindparam(f"_{name}s", expanding=True)) for name in names]
+    return [
+        column.in_(bindparam(f"_{column.name}s", expanding=True))
+        for column in shard_columns(table)
+        if column.name != "id"
+    ]
 
 
 def update_by_id(table: Table) -> Update:
@@ -117,5 +156,5 @@ def update_by_id(table: Table) -> Update:
 def update_by_key(table: Table) -> Update:
     """Return an UPDATE of one row by its primary key and the columns that determine its shard."""
     return update(table).where(
-        *(table.c[name] == bindparam(f"_{name}") for name in key_names(table))
+        *(column == bindparam(f"_{column.name}") for column in key_columns(table))
     )

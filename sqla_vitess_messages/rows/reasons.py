@@ -7,9 +7,10 @@ from typing import Any
 
 from sqlalchemy import Table
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import DataError, DBAPIError, ProgrammingError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from ..table.options import column_named
 from ..vitess.server import is_mysql
 
 __all__ = ["REASON_COLUMN", "describe_error", "may_be_the_cause", "storable", "text_of"]
@@ -17,7 +18,13 @@ __all__ = ["REASON_COLUMN", "describe_error", "may_be_the_cause", "storable", "t
 REASON_COLUMN = "fail_reason"
 """The column in which a model that has it keeps why a message failed."""
 
-_TEXT_BYTES = {"TINYTEXT": 255, "TEXT": 65_535, "MEDIUMTEXT": 2**24 - 1, "LONGTEXT": 2**32 - 1}
+_TEXT_BYTES = {
+    "TINYTEXT": 255,
+    "TEXT": 65_535,
+    "UNICODE_TEXT": 65_535,  # SQLAlchemy's name for the same.
+    "MEDIUMTEXT": 2**24 - 1,
+    "LONGTEXT": 2**32 - 1,
+}
 """How many bytes MySQL's types hold. A VARCHAR's length is in characters instead."""
 
 
@@ -40,7 +47,7 @@ def storable(table: Table, reason: str | None, dialect: Dialect) -> Iterator[dic
     :param reason: any text. It is cut to the length of its column, in the column's unit, and
         characters that can't be encoded are replaced.
     """
-    column = table.c.get(REASON_COLUMN)
+    column = column_named(table, REASON_COLUMN)
     if reason is not None and column is not None:
         clean = reason.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
         type_ = _database_type(column.type, dialect)
@@ -54,7 +61,9 @@ def may_be_the_cause(error: Exception) -> bool:
     """Return whether a statement may have failed because of a reason's text."""
     if not isinstance(error, DBAPIError):
         return True  # The text could not be made a parameter.
-    return not error.connection_invalidated and isinstance(error, DataError | ProgrammingError)
+    # None of these ends the transaction, so that another statement may follow.
+    kinds = DataError | ProgrammingError | IntegrityError
+    return not error.connection_invalidated and isinstance(error, kinds)
 
 
 def _database_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:

@@ -31,11 +31,10 @@ __all__ = [
     "extend",
     "extend_unlocked",
     "fail",
-    "is_settled_in",
     "refuse_autocommit",
     "retry",
-    "settle_with_row",
     "settling_connection",
+    "unsettled",
 ]
 
 SessionOrConnection = Session | scoped_session[Any] | Connection
@@ -60,7 +59,7 @@ def ack(model: type[Message], session: SessionOrConnection, leases: Sequence[Lea
                 f"before (or purged since): {_shown(chunk)}. Roll this transaction back",
                 message_ids=_ids(chunk),
             )
-    _note_settling(connection, "ack", leases)
+    _note_settling(connection, table, "ack", leases)
 
 
 def fail(
@@ -80,7 +79,7 @@ def fail(
         except (StatementError, UnicodeError) as error:
             if not kept or not reasons.may_be_the_cause(error):
                 raise
-    _note_settling(connection, "fail", leases)
+    _note_settling(connection, table, "fail", leases)
     for lease in leases:
         extra = {"queue": table.name, "message_id": lease.message_id, "epoch": lease.epoch}
         log.warning("message %d failed: %s", lease.message_id, reason or "no reason given",
@@ -109,14 +108,14 @@ def retry(
 ) -> None:
     """Retry messages; see :meth:`.MessageQueueMixin.retry_all`."""
     wait = None if delay is None else clock.to_nanoseconds(clock.to_seconds(delay, "delay"))
-    connection = settling_connection(model, session)
+    table, connection = queue_table(model), settling_connection(model, session)
     _update_held(
         model,
         connection,
         leases,
         lambda table, one, leased: states.retry(table, one=one, leased=leased, delay=wait),
     )
-    _note_settling(connection, "retry", leases)
+    _note_settling(connection, table, "retry", leases)
 
 
 def extend_unlocked(
@@ -209,25 +208,30 @@ def _update_held(
                 )
 
 
-def _note_settling(connection: Connection, outcome: Outcome, leases: Sequence[Lease]) -> None:
-    """Tell the holders of leases when the transaction commits."""
-    if received := [lease for lease in leases if lease.is_received]:
-        call_at_commit(connection, Lease.settle, Settling(outcome, received))
-
-
-def is_settled_in(connection: Connection, lease: Lease) -> bool:
-    """Return whether the connection's present transaction has settled a lease."""
-    return any(
-        isinstance(argument, Settling) and lease in argument.leases
-        for argument in pending_arguments(connection)
-    )
-
-
-def settle_with_row(
-    model: type[Message], session: SessionOrConnection, leases: Sequence[Lease]
+def _note_settling(
+    connection: Connection, table: Table, outcome: Outcome, leases: Sequence[Lease]
 ) -> None:
-    """Count messages as acked whose rows the transaction deletes."""
-    _note_settling(settling_connection(model, session), "ack", leases)
+    """Tell the holders of leases when the transaction commits."""
+    if leases:
+        call_at_commit(connection, Lease.settle, Settling(outcome, leases, table))
+
+
+def unsettled(
+    model: type[Message], session: SessionOrConnection, leases: Sequence[Lease]
+) -> list[Lease]:
+    """Return those leases that nobody in this process has settled.
+
+    What the session's transaction has settled counts, also when it did so by another instance, and
+    unless that was in a savepoint that was rolled back.
+    """
+    table = queue_table(model)
+    settled = {
+        lease.key
+        for settling in pending_arguments(connection_of(model, session))
+        if isinstance(settling, Settling) and settling.table is table
+        for lease in settling.leases
+    }
+    return [lease for lease in leases if not (lease.is_settled or lease.key in settled)]
 
 
 def settling_connection(model: type[Message], session: SessionOrConnection) -> Connection:

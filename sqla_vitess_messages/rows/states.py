@@ -3,17 +3,18 @@
 ========== ========================= ==================== =======================================
 state      ``time_next``             ``time_acked``       how it gets there
 ========== ========================= ==================== =======================================
-scheduled  in the future, epoch 0    NULL                 enqueued with a delivery time
+scheduled  in the future, attempts 0 NULL                 enqueued with a delivery time
 ready      in the past               NULL                 enqueued; released; requeued; lease over
-leased     in the future, epoch > 0  NULL                 :func:`lease`, :func:`extend`
+leased     in the future, else       NULL                 :func:`lease`, :func:`extend`
 dead       :data:`DEAD`              NULL                 :func:`fail`
 acked      NULL                      when                 :func:`ack`
 ========== ========================= ==================== =======================================
 
 A message that waits for its retry (:func:`retry`) looks like a leased one.
 
-The row's epoch is the fence. A message handed out at epoch e leaves e + 1 in its row; the next
-delivery leaves e + 2, and whoever still holds the earlier lease may only ack.
+The row's epoch is the fence; see :mod:`.epochs`. A message handed out at epoch e leaves e + 1 in
+its row. Whatever becomes of it then, the epoch never has that value again, and whoever still holds
+the earlier lease may only ack.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from sqlalchemy import BigInteger, ColumnElement, Select, Table, Update, and_, b
 
 from .. import clock
 from ..table.options import queue_options
-from .backoff import backoff
+from .backoff import backoff, random_jitter
+from .epochs import after_release, after_requeue, attempts
 from .queries import (
     id_condition,
     shard_conditions,
@@ -51,6 +53,7 @@ __all__ = [
     "release",
     "requeue",
     "retry",
+    "revoke",
 ]
 
 DEAD = 2**63 - 1
@@ -79,12 +82,12 @@ def is_ready(table: Table) -> ColumnElement[bool]:
 
 def is_scheduled(table: Table) -> ColumnElement[bool]:
     """Return the condition that a message is not due yet, and was never handed out."""
-    return and_(_is_later(table), table.c.epoch == 0)
+    return and_(_is_later(table), attempts(table.c.epoch) == 0)
 
 
 def is_leased(table: Table) -> ColumnElement[bool]:
     """Return the condition that a message was handed out, or waits for its retry."""
-    return and_(_is_later(table), table.c.epoch > 0)
+    return and_(_is_later(table), attempts(table.c.epoch) > 0)
 
 
 def is_dead(table: Table) -> ColumnElement[bool]:
@@ -96,33 +99,42 @@ def _is_later(table: Table) -> ColumnElement[bool]:
     return and_(table.c.time_next > clock.database_now(), table.c.time_next < DEAD)
 
 
-def lease(table: Table) -> Update:
+def lease(table: Table, since: int | None = None, jitter: int | None = None) -> Update:
     """Return the UPDATE that hands out the rows of ``_ids``, as Vitess does after sending them.
 
-    Each time a new one, because the backoff has a random part.
+    :param since: when the leases begin, as the database has told. Default: now.
+    :param jitter: of the backoff. Default: a random one.
     """
-    options = queue_options(table)
-    wait = clock.to_nanoseconds(options.ack_wait) + backoff(table.c.epoch, options)
-    return update_by_id(table).values(
-        time_next=clock.database_now() + wait, epoch=table.c.epoch + 1
+    begin: Any = clock.database_now() if since is None else since
+    length = _lease_length(table, table.c.epoch, random_jitter() if jitter is None else jitter)
+    return update_by_id(table).values(time_next=begin + length, epoch=table.c.epoch + 1)
+
+
+def revoke(table: Table, since: int, jitter: int) -> Update:
+    """Return the UPDATE that undoes :func:`lease` for the rows of ``_ids``, where it has committed.
+
+    The end of the lease shows that: no other one ends in the same nanosecond.
+    """
+    end = since + _lease_length(table, table.c.epoch - 1, jitter)
+    leased = update_by_id(table).where(
+        unindexed(table.c.time_acked).is_(None), unindexed(table.c.time_next) == end
     )
+    return leased.values(time_next=clock.database_now(), epoch=after_release(table.c.epoch))
+
+
+def _lease_length(table: Table, epoch: ColumnElement[int], jitter: int) -> ColumnElement[int]:
+    options = queue_options(table)
+    return backoff(attempts(epoch), options, jitter) + clock.to_nanoseconds(options.ack_wait)
 
 
 @lru_cache(maxsize=256)
 def release(table: Table) -> Update:
-    """Return the UPDATE that makes the rows of ``_ids`` ready again, which nobody has seen.
+    """Return the UPDATE that makes the held rows of ``_ids`` ready again, which nobody has seen.
 
-    It is as if they had never been handed out: so the epoch counts what handlers have seen.
+    It takes the attempt back. Repeated, it changes nothing, because the fence is gone.
     """
-    return (
-        update_by_id(table)
-        .where(
-            *shard_conditions(table),
-            table.c.epoch == bindparam("_fence"),
-            unindexed(table.c.time_acked).is_(None),
-        )
-        .values(time_next=clock.database_now(), epoch=table.c.epoch - 1)
-    )
+    held = _held(table, one=False, leased=False)
+    return held.values(time_next=clock.database_now(), epoch=after_release(table.c.epoch))
 
 
 @lru_cache(maxsize=256)
@@ -153,7 +165,9 @@ def retry(table: Table, *, one: bool, leased: bool, delay: int | None) -> Update
 
     :param delay: nanoseconds from now; None for the queue's own backoff.
     """
-    wait: Any = backoff(table.c.epoch - 1, queue_options(table)) if delay is None else delay
+    wait: Any = delay
+    if delay is None:
+        wait = backoff(attempts(table.c.epoch) - 1, queue_options(table), random_jitter())
     held = _held(table, one=one, leased=leased)
     return held.values(time_next=clock.database_now() + wait)
 
@@ -173,7 +187,7 @@ def requeue(table: Table) -> Update:
     return (
         update_by_id(table)
         .where(unindexed(table.c.time_next) == DEAD)
-        .values(time_next=clock.database_now(), epoch=0)
+        .values(time_next=clock.database_now(), epoch=after_requeue(table.c.epoch))
     )
 
 

@@ -2,12 +2,18 @@
 
 Savepoints count: what was asked for inside one that rolls back is forgotten. A transaction with a
 two-phase commit counts as well.
+
+All of this runs inside of the user's COMMIT or ROLLBACK, before it is sent. An exception would keep
+it from being sent, and the connection would return to the pool with the transaction open, which
+the next one commits. So exceptions are logged instead.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, Engine, event
@@ -17,9 +23,26 @@ from sqlalchemy.engine.base import OptionEngine
 from ..vitess.server import is_sqlite
 from . import sqlite
 
-__all__ = ["Commit", "call_at_commit", "commits_each_statement", "pending_arguments"]
+__all__ = [
+    "Commit",
+    "call_at_commit",
+    "call_guarded",
+    "commits_each_statement",
+    "pending_arguments",
+]
 
 A = TypeVar("A")
+P = ParamSpec("P")
+
+log = logging.getLogger(__name__)
+
+
+def call_guarded(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call a function, and log its exception."""
+    try:
+        call(*args, **kwargs)
+    except Exception:
+        log.exception("ignored, so that the transaction can end")
 
 
 class Commit:
@@ -73,7 +96,7 @@ class _Pending:
             commit = Commit(connection)
             self._commit = ref(commit)
             for call, argument in calls:
-                call(argument, commit)
+                call_guarded(call, argument, commit)
 
     def roll_back(self) -> None:
         self._calls.clear()
@@ -143,33 +166,50 @@ def _listen_to(engine: Engine) -> None:
         _listened.add(engine)
         for name, listener in _LISTENERS.items():
             event.listen(engine, name, listener)
+        # Not on the engine: its copies share the dialect, and each would add the listener again.
+        if not event.contains(engine.dialect, "handle_error", _on_error):
+            event.listen(engine.dialect, "handle_error", _on_error)
 
 
+def _guarded(listener: Callable[P, None]) -> Callable[P, None]:
+    @wraps(listener)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        call_guarded(listener, *args, **kwargs)
+
+    return guarded
+
+
+@_guarded
 def _on_commit(connection: Connection, *_two_phase: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.commit(connection)
 
 
+@_guarded
 def _on_rollback(connection: Connection, *_two_phase: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.roll_back()
 
 
+@_guarded
 def _on_savepoint(connection: Connection, _name: str) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.begin_savepoint()
 
 
+@_guarded
 def _on_release_savepoint(connection: Connection, *_event: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.release_savepoint()
 
 
+@_guarded
 def _on_rollback_savepoint(connection: Connection, *_event: object) -> None:
     if (pending := _pending.get(connection)) is not None:
         pending.roll_back_savepoint()
 
 
+@_guarded
 def _on_error(context: ExceptionContext) -> None:
     """Note a COMMIT that failed: no other event tells."""
     pending = None if context.connection is None else _pending.get(context.connection)
@@ -185,5 +225,4 @@ _LISTENERS: dict[str, Callable[..., None]] = {
     "savepoint": _on_savepoint,
     "release_savepoint": _on_release_savepoint,
     "rollback_savepoint": _on_rollback_savepoint,
-    "handle_error": _on_error,
 }

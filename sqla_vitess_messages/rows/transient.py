@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from sqlalchemy import exc
 
-__all__ = ["is_transient", "retry_transaction"]
+__all__ = ["is_deadlock", "is_lock_timeout", "is_transient", "retry_transaction"]
 
 T = TypeVar("T")
 
@@ -22,11 +22,25 @@ REPEATED_FOR = 2.0
 """Seconds until :func:`retry_transaction` gives up: a lock that was waited for so long already
 needs more than a repetition at once."""
 
-_MYSQL = ((1205,), (1213,))
+_LOCK_TIMEOUT = (1205,)
+_DEADLOCK = (1213,)
 """MySQL's numbers of the errors for a lock that wasn't released in time, and for a deadlock."""
 
 _SQLITE = (5, 6)
 """SQLITE_BUSY and SQLITE_LOCKED. Extended codes have them in the lower eight bits."""
+
+
+def is_deadlock(error: exc.DBAPIError) -> bool:
+    """Return whether MySQL has rolled a transaction back to end a deadlock."""
+    return error.orig is not None and error.orig.args[:1] == _DEADLOCK
+
+
+def is_lock_timeout(error: exc.DBAPIError) -> bool:
+    """Return whether a statement on MySQL met a row that another transaction has locked for long.
+
+    The transaction goes on without the statement.
+    """
+    return error.orig is not None and error.orig.args[:1] == _LOCK_TIMEOUT
 
 
 def is_transient(error: BaseException) -> bool:
@@ -35,7 +49,7 @@ def is_transient(error: BaseException) -> bool:
     So does one for which the Engine's pool had no connection in time.
     """
     if isinstance(error, exc.DBAPIError) and error.orig is not None:
-        if error.orig.args[:1] in _MYSQL:
+        if is_deadlock(error) or is_lock_timeout(error):
             return True
         return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _SQLITE
     return isinstance(error, exc.TimeoutError)

@@ -81,6 +81,9 @@ def make_queue_table(table: Table, options: QueueOptions) -> None:
     table.comment = _comment(table, options)
     table.info[OPTIONS_KEY] = options
     table.append_constraint(InlineIndexes())
+    # A reflected table has the indexes of the database.
+    reflected = index_names(table, inline=True) | index_names(table, inline=False)
+    table.indexes.difference_update({i for i in table.indexes if i.name in reflected})
     for spec in layout.indexes:
         index = Index(index_name(table, spec), *index_columns(table, spec), unique=spec.unique)
         index.ddl_if(callable_=_creates_indexes_separately)

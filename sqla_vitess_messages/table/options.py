@@ -8,7 +8,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Literal, Self, get_args
 
-from sqlalchemy import Table
+from sqlalchemy import Column, Table
 
 from ..clock import to_seconds
 from ..errors import InvalidArgument, InvalidArgumentType, InvalidQueue
@@ -20,6 +20,7 @@ __all__ = [
     "CommentOptions",
     "Layout",
     "QueueOptions",
+    "column_named",
     "is_queue",
     "queue_options",
     "to_number",
@@ -58,6 +59,14 @@ def queue_options(table: Table) -> QueueOptions:
     """
     options: QueueOptions = table.info[OPTIONS_KEY]
     return options
+
+
+def column_named(table: Table, name: str) -> Column[Any] | None:
+    """Return the column that the database knows by a name. ``table.c`` knows it by its key.
+
+    :return: None if there is none.
+    """
+    return next((column for column in table.columns if column.name == name), None)
 
 
 @dataclass(frozen=True, init=False)

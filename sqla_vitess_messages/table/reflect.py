@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, Table, inspect
+from sqlalchemy import Connection, Engine, Table, inspect
 
 from ..errors import QueueNotFound
 from ..vitess.server import is_mysql, is_vitess
 from .build import index_names
 from .options import MARK
 
-__all__ = ["check_database"]
+__all__ = ["check_database", "foreign_keys_to"]
 
 
 def check_database(connection: Connection, table: Table) -> None:
@@ -44,3 +44,14 @@ def check_database(connection: Connection, table: Table) -> None:
                 f"table {table.name!r} is no message table: its comment is {comment!r}, "
                 f"expected {table.comment!r}"
             )
+
+
+def foreign_keys_to(bind: Connection | Engine, table: Table) -> list[str]:
+    """Return descriptions of the foreign keys that refer to a table."""
+    found = inspect(bind).get_multi_foreign_keys(schema=table.schema)
+    return [
+        f"{name}.{', '.join(key['constrained_columns'])} (constraint {key['name']!r})"
+        for (_schema, name), keys in found.items()
+        for key in keys
+        if key["referred_table"] == table.name
+    ]

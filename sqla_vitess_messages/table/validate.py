@@ -18,6 +18,7 @@ from .options import (
     CommentOptions,
     Layout,
     QueueOptions,
+    column_named,
     is_queue,
     queue_options,
 )
@@ -50,6 +51,11 @@ def check_columns(table: Table, layout: LayoutSpec) -> None:
         )
     for column in table.columns:
         if column.name in layout.columns:
+            if column.key != column.name:
+                raise InvalidQueue(
+                    f"column {column.name!r} of table {table.name!r}: has the key {column.key!r}; "
+                    "leave that out"
+                )
             if not isinstance(column.type, Integer):
                 raise InvalidQueue(
                     f"column {column.name!r} of table {table.name!r}: is {column.type!r}, and "
@@ -71,6 +77,11 @@ def _check_payload(table: Table, column: Column[Any], layout: LayoutSpec) -> Non
         raise InvalidQueue(
             f"column {column.name!r} of table {table.name!r}: the name belongs to the queue "
             "(MySQL ignores the case of column names); choose another"
+        )
+    if column.key in reserved:
+        raise InvalidQueue(
+            f"column {column.name!r} of table {table.name!r}: its key {column.key!r} belongs to "
+            "the queue; choose another"
         )
     if any(mark in column.name for mark in FORBIDDEN_IN_NAMES):
         raise InvalidQueue(
@@ -105,7 +116,8 @@ def check_shard_columns(table: Table, options: QueueOptions) -> None:
     :raises InvalidQueue: for one that doesn't exist, belongs to the queue, or may be NULL.
     """
     for name in options.shard_by or ():
-        if name not in table.c:
+        column = column_named(table, name)
+        if column is None:
             raise InvalidQueue(
                 f"shard_by of table {table.name!r}: it has no column {name!r}, only "
                 f"{', '.join(column.name for column in table.columns)}"
@@ -115,7 +127,7 @@ def check_shard_columns(table: Table, options: QueueOptions) -> None:
                 f"shard_by of table {table.name!r}: {name!r} can't determine the shard; name "
                 "payload columns, or 'id'"
             )
-        if table.c[name].nullable:
+        if column.nullable:
             raise InvalidQueue(
                 f"shard_by of table {table.name!r}: column {name!r} may be NULL, and then belongs "
                 "to no shard; declare it nullable=False"

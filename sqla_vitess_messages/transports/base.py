@@ -2,33 +2,75 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Engine, Select, select
-from sqlalchemy.orm import lazyload, undefer
+from sqlalchemy import Connection, Engine, Select, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, lazyload, undefer
+from sqlalchemy.orm.attributes import set_committed_value
 
 from ..events import Event
 from ..rows import states
 from ..rows.backoff import longest_backoff
+from ..rows.epochs import attempts
 from ..rows.lease import Confirm, Lease, chunks_by_shard, give_leases, lease_of
+from ..rows.loading import load_separately
 from ..rows.message import Message, queue_table
-from ..rows.queries import batch_parameters
+from ..rows.queries import batch_parameters, by_index, id_condition, key_columns
+from ..rows.reasons import describe_error
 from ..rows.transient import retry_transaction
+from ..table.layouts import LAYOUTS
 from ..table.options import queue_options
 
-__all__ = ["BaseTransport", "Receiver", "Transport"]
+__all__ = ["BaseTransport", "Batch", "LeasedRow", "Receiver", "Transport", "Unloadable"]
 
 M = TypeVar("M", bound=Message)
 M_contra = TypeVar("M_contra", bound=Message, contravariant=True)
+
+log = logging.getLogger(__name__)
+
+
+class LeasedRow(NamedTuple):
+    """What identifies a row that was leased, with the values that the lease has changed.
+
+    :param time_next: None where a stream doesn't bring it.
+    """
+
+    id: int
+    epoch: int
+    time_next: int | None
+
+
+class Unloadable(NamedTuple):
+    """The lease of a message that can't be loaded, and the error."""
+
+    lease: Lease
+    error: Exception
+
+
+class Batch(NamedTuple, Generic[M]):
+    """Messages that were leased together."""
+
+    messages: list[M]
+    unloadable: list[Unloadable]
+
+    @property
+    def size(self) -> int:
+        """How many messages were leased."""
+        return len(self.messages) + len(self.unloadable)
 
 
 class Receiver(Protocol[M_contra]):
     """The subscriber's side of a transport."""
 
-    def deliver(self, messages: Sequence[M_contra]) -> None:
-        """Accept messages that were leased. Called from any thread, or in the event loop."""
+    def deliver(self, messages: Sequence[M_contra], unloadable: Sequence[Unloadable] = ()) -> None:
+        """Accept messages that were leased. Called from any thread, or in the event loop.
+
+        :param unloadable: those that can't be loaded, to be retried or failed.
+        """
         ...
 
     def emit(self, event: Event) -> None:
@@ -67,8 +109,16 @@ class Transport(Protocol[M_contra]):
         """Make messages that no handler has seen ready for others at once."""
         ...
 
+    def disconnect(self) -> None:
+        """Close the connections that are not in use. The next poll opens new ones."""
+        ...
+
+    def release_leases(self, leases: Sequence[Lease]) -> None:
+        """Make the messages of leases ready for others at once."""
+        ...
+
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, for good."""
         ...
 
 
@@ -80,6 +130,14 @@ class BaseTransport(Generic[M]):
         self._engine = engine
         self._table = queue_table(model)
         self._options = queue_options(self._table)
+        is_this_row, columns = id_condition(self._table), self._table.c
+        self._loading = by_index(
+            self._select().where(is_this_row, states.is_unsettled(self._table)),
+            self._table,
+            LAYOUTS[self._options.layout].id_index,
+        )
+        self._finding = select(columns.id).where(is_this_row)
+        self._reading_key = select(*key_columns(self._table)).where(is_this_row)
 
     def _select(self) -> Select[Any]:
         """Select instances that hold every column, and load nothing else."""
@@ -99,20 +157,101 @@ class BaseTransport(Generic[M]):
         :param earliest: when the leases may have begun, on :func:`time.monotonic`.
         :param latest: when they have begun at the latest.
         """
-        wait = self._options.ack_wait
         give_leases(
             messages,
-            usable_until=earliest + wait,
-            expires_at=lambda epoch: latest + wait + longest_backoff(epoch, self._options),
+            usable_until=earliest + self._options.ack_wait,
+            expires_at=partial(self._expires_at, latest),
             shard=shard,
             confirm=confirm,
         )
 
+    def _expires_at(self, latest: float, epoch: int) -> float:
+        return latest + self._options.ack_wait + longest_backoff(attempts(epoch), self._options)
+
+    def _load(
+        self,
+        rows: Sequence[LeasedRow],
+        earliest: float,
+        latest: float,
+        *,
+        shard: str | None = None,
+        confirm: Confirm | None = None,
+    ) -> Batch[M]:
+        """Load messages that were leased already, each apart from those that can't be loaded.
+
+        The parameters are those of :meth:`_give_leases`. Rows that are acked or gone are left out.
+
+        :raises sqlalchemy.exc.DBAPIError: when it is the database that fails.
+        """
+        messages, failed = load_separately(self._load_rows, rows)
+        self._give_leases(messages, earliest, latest, shard=shard, confirm=confirm)
+        unloadable: list[Unloadable] = []
+        for row, error in failed:
+            if (key := self._find_key(row.id)) is not None:
+                lease = Lease(
+                    key,
+                    row.epoch,
+                    earliest + self._options.ack_wait,
+                    self._expires_at(latest, row.epoch),
+                    shard=shard,
+                    confirm=confirm,
+                )
+                unloadable.append(Unloadable(lease, error))
+        return Batch(messages, unloadable)
+
+    def _load_rows(self, rows: Sequence[LeasedRow]) -> list[M]:
+        with self._engine.connect() as connection:
+            ids = {"_ids": [row.id for row in rows]}
+            found = {row[0].id: row[0] for row in self._read(connection, self._loading, ids)}
+        loaded = [(row, found[row.id]) for row in rows if row.id in found]
+        for row, message in loaded:
+            set_committed_value(message, "epoch", row.epoch)
+            if row.time_next is not None:
+                set_committed_value(message, "time_next", row.time_next)
+        return [message for _row, message in loaded]
+
+    def _read(
+        self, connection: Connection, statement: Select[Any], parameters: dict[str, Any]
+    ) -> list[Any]:
+        """Execute a statement, and return its rows, with instances that belong to no session."""
+        session = Session(connection, autoflush=False)
+        try:
+            result = session.execute(statement, parameters)
+        except Exception as error:
+            if not isinstance(error, DBAPIError):
+                # The driver can't decode a value, and has left the rest of the result unread.
+                connection.invalidate()
+            raise
+        rows = list(result)
+        session.expunge_all()
+        return rows
+
+    def _find_key(self, message_id: int) -> tuple[Any, ...] | None:
+        """Return the key of a row that can't be loaded; None if it is gone, or has no valid key.
+
+        :raises sqlalchemy.exc.DBAPIError: when it is the database that fails, and not the row.
+        """
+        parameters = {"_ids": [message_id]}
+        with self._engine.connect() as connection:
+            if connection.scalar(self._finding, parameters) is None:
+                return None
+            try:
+                return tuple(connection.execute(self._reading_key, parameters).one())
+            except Exception as error:  # noqa: BLE001  # Of a column that determines the shard.
+                connection.invalidate()
+                log.warning(
+                    "message %d can't be loaded, nor settled; it comes back after its lease: %s",
+                    message_id, describe_error(error),
+                    extra={"queue": self._table.name, "message_id": message_id},
+                )  # fmt: skip
+                return None
+
     def release(self, messages: Sequence[M]) -> None:
         """Make messages that no handler has seen ready for others at once."""
-        self._release_leases([lease for m in messages if (lease := lease_of(m)) is not None])
+        self.release_leases([lease for m in messages if (lease := lease_of(m)) is not None])
 
-    def _release_leases(self, leases: Sequence[Lease]) -> None:
+    def release_leases(self, leases: Sequence[Lease]) -> None:
+        """Make the messages of leases ready for others at once."""
         by_fence: dict[int, list[Lease]] = {}
         for lease in leases:
             by_fence.setdefault(lease.fence, []).append(lease)
@@ -127,6 +266,10 @@ class BaseTransport(Generic[M]):
                     parameters = batch_parameters(self._table, keys)
                     connection.execute(statement, parameters | {"_fence": fence})
 
-    def close(self) -> None:
-        """Close every connection."""
+    def disconnect(self) -> None:
+        """Close the connections that are not in use."""
         self._engine.dispose()
+
+    def close(self) -> None:
+        """Close every connection, for good."""
+        self.disconnect()

@@ -13,6 +13,7 @@ from ..rows.sqlite import use_legacy_mode
 from ..vitess.server import is_mysql, is_pymysql, is_sqlite, is_vitess_grpc
 
 __all__ = [
+    "READS_ONLY",
     "READ_TIMEOUT",
     "Bind",
     "check_is_file",
@@ -30,6 +31,12 @@ _IN_MEMORY = (
     "bind: a SQLite database in memory belongs to one connection, and a subscriber has its own; "
     "use a file, as in sqlite:///app.db"
 )
+
+LOCK_WAIT_TIMEOUT = 1
+"""Seconds that a statement waits for a row that another transaction has locked, on MySQL."""
+
+READS_ONLY = "sqla_vitess_messages_reads_only"
+"""An execution option of connections that write nothing, and so need no write lock of SQLite."""
 
 Bind = str | URL | Engine
 """The database of a subscriber: a URL, or an Engine whose settings it copies."""
@@ -141,8 +148,11 @@ def configure_engine(engine: Engine) -> None:
 
 
 def _configure_mysql(engine: Engine) -> None:
-    """Lock rows only: at MySQL's default isolation level a pull also locks the gaps between them,
-    and producers meet deadlocks.
+    """Lock rows only, and wait for them for a moment only.
+
+    At MySQL's default isolation level a pull also locks the gaps between rows, and producers meet
+    deadlocks. MySQL waits 50 s for a row that another transaction has locked, and with it all that
+    the subscriber has to do.
 
     :raises InvalidArgument: for a database that names one shard, or the replicas, of a keyspace.
     """
@@ -153,10 +163,13 @@ def _configure_mysql(engine: Engine) -> None:
             "transport=Pull(shards=['-80']) to receive from some of its shards"
         )
 
-    def read_committed(dbapi_connection: Any, _record: object) -> None:
+    def set_locking(dbapi_connection: Any, _record: object) -> None:
         engine.dialect.set_isolation_level(dbapi_connection, "READ COMMITTED")
+        cursor = dbapi_connection.cursor()
+        cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_TIMEOUT}")
+        cursor.close()
 
-    event.listen(engine, "connect", read_committed)
+    event.listen(engine, "connect", set_locking)
     set_read_timeout(engine, READ_TIMEOUT)
 
 
@@ -173,7 +186,8 @@ def _configure_sqlite(engine: Engine) -> None:
         driver: Any = connection.connection.driver_connection
         if driver.in_transaction:  # By a listener on the class Engine, perhaps.
             connection.exec_driver_sql("ROLLBACK")
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(READS_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     event.listen(engine, "connect", leave_transactions_to_sqlalchemy)
     event.listen(engine, "begin", begin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,11 @@ from .grpc_stream import GrpcTransport
 from .mysql_stream import StreamTransport, check_stream
 from .pull import PullTransport
 from .shards import choose_shards, find_shards
+from .streamable import find_unstreamable
 
 __all__ = ["check_transport", "make_transport"]
+
+log = logging.getLogger(__name__)
 
 
 def check_transport(engine: Engine, transport: TransportChoice) -> Pull | Stream | Grpc:
@@ -75,10 +79,32 @@ def make_transport(
             f"transport={type(choice).__name__.lower()!r}: the {engine.url.get_backend_name()} "
             "database is no Vitess and streams nothing; use 'pull' or 'auto'"
         )
+    loads_by_id = _loads_by_id(model, engine)
     if isinstance(choice, Stream):
-        return StreamTransport(model, engine, pull, receiver=receiver, runtime=runtime)
-    streaming = _grpc_engine(engine, choice)
-    return GrpcTransport(model, engine, pull, grpc=streaming, receiver=receiver, runtime=runtime)
+        return StreamTransport(
+            model, engine, pull, receiver=receiver, runtime=runtime, loads_by_id=loads_by_id
+        )
+    return GrpcTransport(
+        model,
+        engine,
+        pull,
+        grpc=_grpc_engine(engine, choice),
+        receiver=receiver,
+        runtime=runtime,
+        loads_by_id=loads_by_id,
+    )
+
+
+def _loads_by_id(model: type[M], engine: Engine) -> bool:
+    """Return whether each streamed message has to be loaded by its id."""
+    with engine.connect() as connection:
+        unstreamable = find_unstreamable(connection, model)
+    if unstreamable:
+        log.info(
+            "streamed messages are loaded by SELECT, because of %s", ", ".join(unstreamable),
+            extra={"queue": queue_table(model).name},
+        )  # fmt: skip
+    return bool(unstreamable)
 
 
 def _grpc_engine(engine: Engine, choice: Grpc) -> Engine:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from ..runtime import Runtime, Task
-from .base import M, Receiver
+from .base import LeasedRow, M, Receiver, Unloadable
 from .pull import PullTransport
 from .stream_base import BaseStreamTransport
 
@@ -69,8 +69,11 @@ class GrpcTransport(BaseStreamTransport[M]):
         grpc: Engine,
         receiver: Receiver[M],
         runtime: Runtime,
+        loads_by_id: bool,
     ) -> None:
-        super().__init__(model, engine, pull, receiver=receiver, runtime=runtime)
+        super().__init__(
+            model, engine, pull, receiver=receiver, runtime=runtime, loads_by_id=loads_by_id
+        )
         self._grpc = grpc
         self._call = _Call()
         self._last_arrival = 0.0
@@ -100,7 +103,31 @@ class GrpcTransport(BaseStreamTransport[M]):
                 self._fail(error)
 
     def _read_responses(self, connection: Connection, driver: dbapi.Connection) -> None:
-        """Deliver together the messages that came together: whenever the driver begins to wait."""
+        """Deliver messages until the stream ends.
+
+        Those of a part that can't be read as instances are loaded by their ids.
+        """
+        sql = str(self._stream().compile(dialect=self._grpc.dialect))
+        driver.kept_stream = stream = driver.open_stream(sql)
+        try:
+            while not stream.has_ended:
+                if self._loads_by_id:
+                    stream.read()
+                else:
+                    self._read_messages(connection, driver, stream)
+                if stream.rows:
+                    self._arrive_by_id(_leased_rows(stream))
+        finally:
+            driver.kept_stream = None
+            stream.close()
+
+    def _read_messages(
+        self, connection: Connection, driver: dbapi.Connection, stream: dbapi.ResultStream
+    ) -> None:
+        """Deliver together the messages that came together: whenever the driver begins to wait.
+
+        Returns when the stream has ended, or its last part can't be read as instances.
+        """
         session = Session(connection, autoflush=False)
         messages: list[M] = []
 
@@ -111,12 +138,16 @@ class GrpcTransport(BaseStreamTransport[M]):
 
         driver.before_waiting = deliver
         # Without stream_results, which would keep one row back until there are more.
-        for message in session.scalars(self._streaming()).yield_per(ROWS_AT_ONCE):
-            session.expunge(message)
-            messages.append(message)
+        try:
+            for message in session.scalars(self._stream_messages()).yield_per(ROWS_AT_ONCE):
+                session.expunge(message)
+                messages.append(message)
+        except Exception:
+            if stream.has_ended or not stream.rows:
+                raise
 
-    def _arrive(self, messages: Sequence[M]) -> None:
-        super()._arrive(messages)
+    def _deliver(self, messages: Sequence[M], unloadable: Sequence[Unloadable] = ()) -> None:
+        super()._deliver(messages, unloadable)
         self._last_arrival = time.monotonic()
 
     def _wait_for_gap(self) -> None:
@@ -124,6 +155,12 @@ class GrpcTransport(BaseStreamTransport[M]):
         while self._last_arrival + GAP > time.monotonic() < end:
             self._runtime.sleep(GAP / 10)
 
-    def close(self) -> None:
-        super().close()
+    def disconnect(self) -> None:
+        super().disconnect()
         self._grpc.dispose()
+
+
+def _leased_rows(stream: dbapi.ResultStream) -> list[LeasedRow]:
+    """Return what identifies the rows of a stream's last part."""
+    found = stream.integers("id", "epoch", "time_next")
+    return [LeasedRow(cast("int", id_), cast("int", epoch), due) for id_, epoch, due in found]

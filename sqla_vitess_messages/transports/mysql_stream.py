@@ -12,9 +12,10 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, cast
+from weakref import WeakSet
 
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -23,10 +24,13 @@ from sqlalchemy.pool import QueuePool
 from ..errors import InvalidArgument
 from ..runtime import Runtime, Task
 from ..vitess.server import is_pymysql
-from .base import M, Receiver
+from .base import LeasedRow, M, Receiver
 from .engines import set_read_timeout
 from .pull import PullTransport
 from .stream_base import BaseStreamTransport
+
+if TYPE_CHECKING:
+    from ..vitess.stream_cursor import StreamCursor
 
 __all__ = ["StreamTransport", "check_stream"]
 
@@ -69,12 +73,15 @@ class StreamTransport(BaseStreamTransport[M]):
         *,
         receiver: Receiver[M],
         runtime: Runtime,
+        loads_by_id: bool,
     ) -> None:
-        super().__init__(model, engine, pull, receiver=receiver, runtime=runtime)
+        super().__init__(
+            model, engine, pull, receiver=receiver, runtime=runtime, loads_by_id=loads_by_id
+        )
         self._lanes: list[Task] = []
         self._stopping = threading.Event()
         set_read_timeout(engine, SEGMENT + SILENCE)
-        event.listen(engine, "handle_error", self._abandon_result)
+        _keep_pool_of(engine)
 
     def _begin(self) -> None:
         self._stopping.clear()
@@ -111,14 +118,7 @@ class StreamTransport(BaseStreamTransport[M]):
                 connection = connection.execution_options(isolation_level="AUTOCOMMIT")  # noqa: PLW2901
                 try:
                     connection.execute(text("SET workload='olap'"))
-                    session = Session(connection, autoflush=False)
-                    # Asked for more rows at a time, PyMySQL would wait until it has all of them.
-                    options = {"stream_results": True, "yield_per": 1}
-                    for message in session.scalars(
-                        self._streaming(seconds), execution_options=options
-                    ):
-                        session.expunge(message)
-                        self._arrive([message])
+                    self._read_stream(connection, seconds)
                 finally:
                     # The next user of the connection wants the OLTP workload.
                     connection.invalidate()
@@ -128,21 +128,57 @@ class StreamTransport(BaseStreamTransport[M]):
             if not error.connection_invalidated or not seconds <= lasted < seconds + SILENCE:
                 raise
 
-    def close(self) -> None:
-        event.remove(self._engine, "handle_error", self._abandon_result)
-        super().close()
+    def _read_stream(self, connection: Connection, seconds: float) -> None:
+        from ..vitess.stream_cursor import StreamCursor
 
-    def _abandon_result(self, context: ExceptionContext) -> None:
-        """Keep PyMySQL from reading the rest of a result whose connection is gone.
+        cursor = StreamCursor.of(connection)
+        try:
+            if self._loads_by_id:
+                sql = str(self._stream(seconds).compile(dialect=self._engine.dialect))
+                result = connection.exec_driver_sql(sql)
+                while result.fetchone() is not None:
+                    self._arrive_by_id([_leased_row(cursor)])
+            else:
+                self._read_messages(connection, seconds, cursor)
+        finally:
+            cursor.leave()
 
-        It would do so when the cursor is deleted, and print an AttributeError.
-        """
-        if context.engine is not self._engine:
-            return  # The listener sits on the dialect, which a copied engine shares.
-        # Losing one connection is how a segment ends: the others are as good as before.
+    def _read_messages(self, connection: Connection, seconds: float, cursor: StreamCursor) -> None:
+        """Deliver messages; by its id each whose row can't be read as an instance."""
+        while True:
+            session = Session(connection, autoflush=False)
+            try:
+                for message in session.scalars(self._stream_messages(seconds)).yield_per(1):
+                    session.expunge(message)
+                    self._arrive([message])
+            except Exception:
+                if cursor.row is None:
+                    raise
+                self._arrive_by_id([_leased_row(cursor)])
+            else:
+                return
+
+
+_streaming: WeakSet[Engine] = WeakSet()
+
+
+def _keep_pool_of(engine: Engine) -> None:
+    """Have :func:`_keep_pool` called for errors on an engine.
+
+    One listener for all: it sits on the dialect, which engines that were copied share.
+    """
+    _streaming.add(engine)
+    if not event.contains(engine.dialect, "handle_error", _keep_pool):
+        event.listen(engine.dialect, "handle_error", _keep_pool)
+
+
+def _keep_pool(context: ExceptionContext) -> None:
+    """Keep the other connections: losing one is how a segment ends."""
+    if context.engine in _streaming:
         context.invalidate_pool_on_disconnect = False
-        cursor: Any = getattr(context.execution_context, "cursor", None)
-        result = getattr(cursor, "_result", None)
-        if context.is_disconnect and result is not None:
-            result.unbuffered_active = False
-            cursor._result = None
+
+
+def _leased_row(cursor: StreamCursor) -> LeasedRow:
+    """Return what identifies the row that a cursor has read."""
+    id_, epoch, time_next = cursor.integers("id", "epoch", "time_next")
+    return LeasedRow(cast("int", id_), cast("int", epoch), time_next)

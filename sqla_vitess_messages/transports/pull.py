@@ -13,6 +13,7 @@ from ..rows import local_notify
 from .base import BaseTransport, M, Receiver
 from .choice import Pull
 from .leaser import ShardLeaser
+from .purge import Purger
 from .shards import choose_shards, find_shards, shard_engine
 
 __all__ = ["PullTransport"]
@@ -44,8 +45,7 @@ class PullTransport(BaseTransport[M]):
         self._vitess = vitess
         self._wanted_shards = options.shards
         self._longest_pause = clock.to_seconds(options.poll_interval, "poll_interval")
-        self._purge_interval = self._options.poller_interval
-        self._next_purge = time.monotonic() + self._purge_interval
+        self._purger = None if vitess else Purger(self._table, engine)
         self._leasers: dict[str, ShardLeaser[M]] = {}
         self._leasers_until = 0.0
         self._turn = 0
@@ -57,8 +57,8 @@ class PullTransport(BaseTransport[M]):
             self.pause = 0.0
         else:
             self.pause = min(max(self.pause * 2, SHORTEST_PAUSE), self._longest_pause)
-        if not self._vitess and time.monotonic() >= self._next_purge:
-            self._purge()
+        if self._purger is not None and not self._interrupted:
+            self.pause = min(self.pause, self._purger.run())
 
     def lease(self, limit: int, *, due_for: float = 0, probe_first: bool = False) -> int:
         """Lease and deliver up to ``limit`` messages, those of one shard after the other's.
@@ -72,11 +72,13 @@ class PullTransport(BaseTransport[M]):
             for leaser in self._leasers_in_turn():
                 if leased == limit or self._interrupted:
                     break
+                leaser.revoke_unanswered()
                 if probe_first and not leaser.has_due_messages():
                     continue
-                if messages := leaser.lease(limit - leased, due_for=due_for):
-                    leased += len(messages)
-                    self._receiver.deliver(messages)
+                batch = leaser.lease(limit - leased, due_for=due_for)
+                if batch.size:
+                    leased += batch.size
+                    self._receiver.deliver(*batch)
         except DBAPIError:
             self._leasers_until = 0.0  # The shards may have changed.
             raise
@@ -86,9 +88,17 @@ class PullTransport(BaseTransport[M]):
         self._interrupted = True
 
     def stop(self) -> None:
-        """Do nothing: pulled messages are delivered at once."""
+        """Revoke what may have been leased. Pulled messages are delivered at once."""
+        for leaser in self._leasers.values():
+            leaser.revoke_unanswered()
+
+    def disconnect(self) -> None:
+        for leaser in self._leasers.values():
+            leaser.disconnect()
+        super().disconnect()
 
     def close(self) -> None:
+        local_notify.stop_listening(self._table, self._receiver)
         self._close_leasers()
         super().close()
 
@@ -108,18 +118,15 @@ class PullTransport(BaseTransport[M]):
         if known and set(shards or [WHOLE]) != self._leasers.keys():
             self._close_leasers()
             self._leasers = {
-                shard: ShardLeaser(self._model, shard_engine(self._engine, shard), shard)
+                shard: self._leaser(shard_engine(self._engine, shard), shard)
                 for shard in shards or ()
-            } or {WHOLE: ShardLeaser(self._model, self._engine)}
+            } or {WHOLE: self._leaser(self._engine, None)}
         self._leasers_until = time.monotonic() + (SHARDS_CACHED_FOR if self._vitess else math.inf)
+
+    def _leaser(self, engine: Engine, shard: str | None) -> ShardLeaser[M]:
+        return ShardLeaser(self._model, engine, shard, is_interrupted=lambda: self._interrupted)
 
     def _close_leasers(self) -> None:
         for leaser in self._leasers.values():
             leaser.close()
         self._leasers = {}
-
-    def _purge(self) -> None:
-        for leaser in self._leasers.values():
-            while leaser.purge() and not self._interrupted:
-                pass
-        self._next_purge = time.monotonic() + self._purge_interval

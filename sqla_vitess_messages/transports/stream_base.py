@@ -24,7 +24,7 @@ from ..events import Reconnected, StreamSilent
 from ..rows.lease import Lease
 from ..rows.queries import CHUNK, batch_parameters, id_condition, shard_conditions
 from ..runtime import Runtime
-from .base import BaseTransport, M, Receiver
+from .base import BaseTransport, LeasedRow, M, Receiver, Unloadable
 from .leaser import LARGEST_PULL
 from .pull import PullTransport
 
@@ -86,6 +86,8 @@ class BaseStreamTransport(BaseTransport[M]):
     """Delivers the messages that a stream brings, and pulls the rest.
 
     :param pull: leases by polling, with the same engine.
+    :param loads_by_id: whether the stream can't bring all that an instance needs: then it only
+        tells which messages were leased.
     """
 
     def __init__(
@@ -96,9 +98,11 @@ class BaseStreamTransport(BaseTransport[M]):
         *,
         receiver: Receiver[M],
         runtime: Runtime,
+        loads_by_id: bool,
     ) -> None:
         super().__init__(model, engine)
         self._pull = pull
+        self._loads_by_id = loads_by_id
         self._receiver = receiver
         self._runtime = runtime
         columns = self._table.c
@@ -169,6 +173,7 @@ class BaseStreamTransport(BaseTransport[M]):
         self._reading = False
         self._failure = None
         self.pause = 0.0
+        self._pull.stop()
 
     def _begin(self) -> None:
         """Start to read, and to call :meth:`_arrive` or :meth:`_fail`."""
@@ -182,24 +187,35 @@ class BaseStreamTransport(BaseTransport[M]):
         """Deliver messages that were read just now."""
         now = time.monotonic()
         self._give_leases(messages, now, now, confirm=self._confirm)
+        self._deliver(messages)
+
+    def _arrive_by_id(self, rows: Sequence[LeasedRow]) -> None:
+        """Load and deliver messages of which the stream told just now."""
+        now = time.monotonic()
+        batch = self._runtime.call(self._load, rows, now, now, confirm=self._confirm)
+        self._deliver(*batch)
+
+    def _deliver(self, messages: Sequence[M], unloadable: Sequence[Unloadable] = ()) -> None:
         self._has_streamed = True
-        self._receiver.deliver(messages)
+        self._receiver.deliver(messages, unloadable)
 
     def _fail(self, error: Exception) -> None:
         """Make the next poll raise an error."""
         self._failure = error
         self._receiver.poll_now()
 
-    def _streaming(self, seconds: float | None = None) -> Any:
-        """Return the statement that reads the stream.
+    def _stream(self, seconds: float | None = None) -> StreamFrom:
+        """Return the statement that reads the stream as rows.
 
         :param seconds: after which the server ends it; None for never.
         """
-        names = self._options.message_cols
-        assert names is not None  # Every layout that today's Vitess accepts names them.
+        return StreamFrom(self._table, seconds)
+
+    def _stream_messages(self, seconds: float | None = None) -> Any:
+        """Return the statement that reads the stream as instances; see :meth:`_stream`."""
         # TextualSelect requires no more of its text than that it compiles.
-        source = cast("TextClause", StreamFrom(self._table, seconds))
-        columns: list[Any] = [self._table.c[name] for name in names]
+        source = cast("TextClause", self._stream(seconds))
+        columns: list[Any] = list(self._table.columns)
         return self._select().from_statement(TextualSelect(source, columns, positional=False))
 
     def _confirm(self, leases: Sequence[Lease]) -> None:
@@ -229,10 +245,13 @@ class BaseStreamTransport(BaseTransport[M]):
             self._runtime.sleep(pause)
             pause = min(pause * 2, 0.1)
 
-    def _release_leases(self, leases: Sequence[Lease]) -> None:
+    def release_leases(self, leases: Sequence[Lease]) -> None:
         self._wait_until_postponed(leases)
         self._runtime.sleep(max(self._left_at + UNSUBSCRIBED_AFTER - time.monotonic(), 0.0))
-        super()._release_leases(leases)
+        super().release_leases(leases)
+
+    def disconnect(self) -> None:
+        self._pull.disconnect()  # With the same engine.
 
     def close(self) -> None:
         self._pull.close()

@@ -152,8 +152,9 @@ def test_the_first_ack_wins_even_a_late_one(
     second = subscriber.get(20)
     assert (late.id, second.epoch) == (second.id, 1)
     ack(engine, late)
-    with pytest.raises(AlreadySettled, match=str(second.id)):
+    with pytest.raises(AlreadySettled, match=str(second.id)) as raised:
         ack(engine, second)
+    assert raised.value.message_ids == (second.id,)
 
 
 def test_two_acks_at_once_let_one_transaction_commit(
@@ -195,8 +196,9 @@ def test_a_failed_message_is_dead(engine: Engine, queue: type[Any], subscribe: S
         message.fail(session)
     assert subscriber.get(2.5) is None
     assert row(engine, message).time_next == DEAD
-    with Session(engine) as session, pytest.raises(LeaseLost, match="settled already"):
+    with Session(engine) as session, pytest.raises(LeaseLost, match="settled already") as raised:
         message.retry(session)
+    assert raised.value.message_ids == (message.id,)
 
 
 def test_a_retry_brings_the_message_back_at_once(
@@ -307,7 +309,7 @@ def test_settlements_take_a_connection_too(
 
 
 @everywhere
-@pytest.mark.parametrize("action", ["ack_all", "fail_all", "retry_all"])
+@pytest.mark.parametrize("action", ["ack_all", "fail_all", "retry_all", "extend_all"])
 def test_many_messages_are_settled_together(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, action: str
 ) -> None:
@@ -317,7 +319,7 @@ def test_many_messages_are_settled_together(
     subscriber = subscribe(queue, max_concurrency=2_000)
     messages: list[Any] = []
     eventually(lambda: messages.extend(subscriber.get_many(2_000, 20)) or len(messages) == count)
-    arguments = (3600,) if action == "retry_all" else ()
+    arguments = (3600,) if action in ("retry_all", "extend_all") else ()
     with Session(engine) as session, session.begin():
         getattr(queue, action)(session, messages, *arguments)
     columns = queue.__table__.c
@@ -325,6 +327,7 @@ def test_many_messages_are_settled_together(
         "ack_all": columns.time_acked.is_not(None),
         "fail_all": columns.time_next == DEAD,
         "retry_all": columns.time_next > time.time_ns() + 3_500 * 10**9,
+        "extend_all": columns.time_next > time.time_ns() + 3_500 * 10**9,
     }[action]
     with engine.connect() as connection:
         assert connection.scalar(select(func.count()).where(settled)) == count

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import InvalidArgumentType, Subscriber
 from sqla_vitess_messages.events import Dead, Delivered, Event, LeaseExpired, Settled
+from sqla_vitess_messages.rows.epochs import GENERATION
 from tests.backends import PULLING, enqueue, eventually
 
 MakeQueue = Callable[..., type[Any]]
@@ -41,7 +42,7 @@ def test_deliveries_and_settlements_are_emitted_when_they_have_committed(
         [settled] = eventually(emitted)
         assert settled.queue == name
         assert 0 < settled.seconds < 60
-        assert Delivered(name, message.id, 0) in events
+        assert Delivered(name, message.id, 0, 0) in events
         assert (Dead(name, message.id, 0) in events) == (how == "fail")
 
 
@@ -55,8 +56,9 @@ def test_redeliveries_expired_leases_and_exhausted_attempts_are_emitted(
     enqueue(engine, queue())
     message = subscriber.get(20)
     assert subscriber.get(20).epoch == 1
-    assert not Delivered(queue.__table__.name, message.id, 0).redelivered
-    assert Delivered(queue.__table__.name, message.id, 1).redelivered
+    assert not Delivered(queue.__table__.name, message.id, 0, 0).redelivered
+    assert Delivered(queue.__table__.name, message.id, 1, 1).redelivered
+    assert not Delivered(queue.__table__.name, message.id, GENERATION, 0).redelivered
     # LeaseExpired is emitted when the lease is certainly over, perhaps after the next delivery.
     counted = {Delivered: 2, LeaseExpired: 2, Dead: 1}
     eventually(lambda: Counter(type(e) for e in events if not isinstance(e, Settled)) == counted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -24,10 +24,12 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from sqla_vitess_messages import AlreadySettled, LeaseLost, clock
 from sqla_vitess_messages.rows.backoff import longest_backoff
+from sqla_vitess_messages.rows.epochs import GENERATION
 from sqla_vitess_messages.rows.states import DEAD
 from sqla_vitess_messages.table.options import queue_options
 from sqla_vitess_messages.transports.engines import dedicated_engine
 from sqla_vitess_messages.transports.leaser import ShardLeaser
+from sqla_vitess_messages.transports.purge import Purger
 from tests.backends import BACKENDS
 
 MakeQueue = Callable[..., type[Any]]
@@ -46,15 +48,23 @@ class Row:
     time_next: int
     epoch: int = 0
     acked: bool = False
+    fences: set[int] = field(default_factory=set)
 
     @property
     def dead(self) -> bool:
         return self.time_next == DEAD
 
+    @property
+    def attempts(self) -> int:
+        return self.epoch % GENERATION
+
 
 @dataclass
 class Held:
-    """A received message, as its holder sees it."""
+    """A received message, as its holder sees it.
+
+    :param fence: the epoch of its row, which no other lease of this message has.
+    """
 
     message: Any
     fence: int
@@ -90,6 +100,7 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.clock, self.engine, self.model, self.effects = clock, engine, model, effects
         self.leasers = leasers
+        self.purger = Purger(model.__table__, engine)
         self.options = queue_options(model.__table__)
         self.rows: dict[int, Row] = {}
         self.done: list[int] = []
@@ -132,6 +143,8 @@ class Queue(RuleBasedStateMachine):
             assert message.epoch == row.epoch
             row.epoch += 1
             self.copy_time(message, row, self.options.ack_wait)
+            assert row.epoch not in row.fences
+            row.fences.add(row.epoch)
         return multiple(*(Held(message, message.epoch + 1) for message in messages))
 
     @rule(target=held, who=st.integers(0, 1))
@@ -147,7 +160,7 @@ class Queue(RuleBasedStateMachine):
             found = connection.scalar(select(table.c.time_next).where(table.c.id == message.id))
         assert found is not None
         wait = (found - self.clock.now) / 10**9
-        assert least <= wait <= least + longest_backoff(row.epoch - 1, self.options)
+        assert least <= wait <= least + longest_backoff(row.attempts - 1, self.options)
         row.time_next = found
 
     @rule(held=held, commit=committed)
@@ -226,9 +239,18 @@ class Queue(RuleBasedStateMachine):
         held.settled = settles
         then(row)
 
+    @rule(held=held, who=st.integers(0, 1))
+    def release(self, held: Held, who: int) -> None:
+        """As a subscriber does with what nobody got, perhaps again because the answer was lost."""
+        self.leasers[who].release([held.message])
+        row = self.rows.get(held.message.id)
+        if row is not None and not row.acked and not row.dead and row.epoch == held.fence:
+            row.time_next = self.clock.now
+            row.epoch += GENERATION - 1
+
     @rule()
     def purge(self) -> None:
-        while self.leasers[0].purge():
+        while self.purger.purge():
             pass
         with self.engine.connect() as connection:
             left = set(connection.scalars(select(self.model.id)))
@@ -245,7 +267,8 @@ class Queue(RuleBasedStateMachine):
             if commit:
                 session.commit()
                 for row in dead:
-                    row.time_next, row.epoch = self.clock.now, 0
+                    row.time_next = self.clock.now
+                    row.epoch = (row.epoch // GENERATION + 1) * GENERATION
 
     @invariant()
     def the_table_is_as_the_model_says(self) -> None:
@@ -271,8 +294,8 @@ class Queue(RuleBasedStateMachine):
         waiting = [row for row in rows if not row.dead and row.time_next > self.clock.now]
         assert stats.acked == len(self.rows) - len(rows)
         assert stats.dead == sum(row.dead for row in rows)
-        assert stats.scheduled == sum(row.epoch == 0 for row in waiting)
-        assert stats.leased == sum(row.epoch > 0 for row in waiting)
+        assert stats.scheduled == sum(row.attempts == 0 for row in waiting)
+        assert stats.leased == sum(row.attempts > 0 for row in waiting)
         assert stats.ready == len(rows) - stats.dead - len(waiting)
 
 

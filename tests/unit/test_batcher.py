@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from types import SimpleNamespace
+from math import inf
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from sqla_vitess_messages.receiving.batcher import (
     SettlementBatcher,
     settle_together,
 )
+from sqla_vitess_messages.rows.lease import Lease
 from sqla_vitess_messages.runtime import Task, ThreadRuntime
 from tests.backends import eventually
 
@@ -27,8 +28,7 @@ ACK = Change("ack")
 
 
 def pending(id_: int, change: Change = ACK) -> PendingSettlement:
-    lease: Any = SimpleNamespace(message_id=id_)
-    return PendingSettlement(lease, change, Future())
+    return PendingSettlement(Lease((id_,), 0, inf, inf), change, Future())
 
 
 def ids(group: Sequence[PendingSettlement]) -> list[int]:
@@ -215,6 +215,15 @@ def test_equal_changes_are_one_statement(connect: Callable[..., Any]) -> None:
         ]
     ]
     assert results(group) == [None] * 7
+
+
+def test_the_same_settlement_twice_is_one(connect: Callable[..., Any]) -> None:
+    database = connect()
+    once = pending(0)
+    group = [once, pending(1), once._replace(future=Future())]
+    settle_together(MODEL, database, group)
+    assert database.committed == [[("ack", [0, 1])]]
+    assert results(group) == [None] * 3
 
 
 def test_bad_settlements_are_found_by_halves_and_fail_alone(connect: Callable[..., Any]) -> None:

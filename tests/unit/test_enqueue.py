@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, insert, select
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import InvalidArgument, InvalidArgumentType, QueueOptions
@@ -56,7 +57,34 @@ def by_bulk_save(engine: Engine, queue: type[Any]) -> None:
         session.bulk_insert_mappings(queue, [{"body": "x"}])
 
 
-@pytest.mark.parametrize("way", [by_add, by_core, by_core_table, by_bulk, by_bulk_save])
+def by_multiple_values(engine: Engine, queue: type[Any]) -> None:
+    with engine.begin() as connection:
+        connection.execute(insert(queue).values([{"body": "x"}]))
+
+
+def by_multiple_values_in_a_session(engine: Engine, queue: type[Any]) -> None:
+    with Session(engine) as session, session.begin():
+        session.execute(insert(queue).values([{"body": "x"}]))
+
+
+def by_an_upsert(engine: Engine, queue: type[Any]) -> None:
+    with Session(engine) as session, session.begin():
+        session.execute(sqlite.insert(queue).values([{"body": "x"}]).on_conflict_do_nothing())
+
+
+def by_returning(engine: Engine, queue: type[Any]) -> None:
+    with Session(engine) as session, session.begin():
+        [message] = session.scalars(insert(queue).returning(queue), [{"body": "x"}])
+        assert message.id == session.scalar(select(queue.id))
+
+
+WAYS = [
+    by_add, by_core, by_core_table, by_bulk, by_bulk_save, by_multiple_values,
+    by_multiple_values_in_a_session, by_an_upsert, by_returning,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_in_fills_the_same_columns(engine: Engine, queue: type[Any], way: Any) -> None:
     before = time.time_ns()
     way(engine, queue)
@@ -82,6 +110,65 @@ def test_core_takes_either_time_for_a_later_delivery(engine: Engine, name: str) 
         row = connection.execute(select(queue.__table__)).one()
     assert row.time_scheduled == row.time_next == later
     assert row.time_created < later
+
+
+@pytest.mark.parametrize("context", [None, {}, object()], ids=["None", "dict", "object"])
+def test_column_defaults_need_no_execution_context(queue: type[Any], context: object) -> None:
+    """As sqladmin, Flask-Admin, starlette-admin and Litestar's DTOs call them for their forms."""
+    before = time.time_ns()
+    values = {
+        column.name: column.default.arg(context)
+        if column.default.is_callable
+        else column.default.arg
+        for column in queue.__table__.columns
+        if column.default is not None
+    }
+    after = time.time_ns()
+    assert 0 < values.pop("id") < 2**63
+    assert values.pop("body") == ""
+    assert values.pop("epoch") == 0
+    assert values.pop("priority", 50) == 50
+    assert all(before <= value <= after for value in values.values())
+
+
+def test_a_column_default_can_be_executed(engine: Engine, queue: type[Any]) -> None:
+    with engine.connect() as connection:
+        for name in ("id", "time_next", "time_scheduled", "time_created"):
+            if name in queue.__table__.c:
+                assert connection.scalar(queue.__table__.c[name].default) > 0
+
+
+def test_a_form_that_was_filled_by_the_defaults_makes_a_message_that_is_due(
+    engine: Engine, queue: type[Any]
+) -> None:
+    message = queue()
+    for column in queue.__table__.columns:
+        default = column.default
+        if default is not None and not column.primary_key:
+            setattr(message, column.name, default.arg(None) if default.is_callable else default.arg)
+    with Session(engine) as session, session.begin():
+        session.add(message)
+    with Session(engine) as session:
+        assert queue.stats(session).ready == 1
+
+
+def test_a_row_of_default_values_may_be_the_only_one(engine: Engine, queue: type[Any]) -> None:
+    with engine.begin() as connection:
+        connection.execute(insert(queue))
+        connection.execute(insert(queue), [{}])
+    with Session(engine) as session:
+        assert queue.stats(session).ready == 2
+
+
+def test_an_insert_from_select_is_refused_also_for_one_row(
+    engine: Engine, queue: type[Any]
+) -> None:
+    by_core(engine, queue)
+    statement = insert(queue).from_select(["body"], select(queue.body))
+    with Session(engine) as session:
+        with pytest.raises(InvalidArgument, match="INSERT … SELECT") as caught:
+            session.execute(statement)
+        assert queue.__tablename__ in str(caught.value)
 
 
 def test_ids_differ_and_a_given_one_is_kept(engine: Engine, queue: type[Any]) -> None:

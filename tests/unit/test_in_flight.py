@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import MetaData, Table
 
 from sqla_vitess_messages.events import Dead, Delivered, LeaseExpired, Outcome, Settled
 from sqla_vitess_messages.receiving.in_flight import COMMIT_POLL_INTERVAL, InFlight
+from sqla_vitess_messages.rows.epochs import GENERATION
 from sqla_vitess_messages.rows.lease import Lease, Settling
 
 LONG = 1000.0
@@ -42,7 +44,9 @@ def messages(count: int) -> list[Any]:
 def settle(*settled: Any, outcome: Outcome = "ack") -> FakeCommit:
     """Begin the commit of settlements."""
     commit = FakeCommit()
-    settling = Settling(outcome, [message._lease for message in settled])
+    settling = Settling(
+        outcome, [message._lease for message in settled], Table("queue", MetaData())
+    )
     Lease.settle(settling, commit)  # type: ignore[arg-type]
     return commit
 
@@ -184,9 +188,12 @@ def test_the_next_change_is_a_commit_or_the_end_of_a_lease() -> None:
 
 def test_deliveries_and_settlements_become_events() -> None:
     slots = Slots(3, emit_events=True)
-    slots.in_flight.add([message(0), message(1, epoch=2), message(2)])
+    slots.in_flight.add([message(0), message(1, epoch=GENERATION + 2), message(2)])
     taken = slots.checkout(3)
-    delivered = [Delivered("queue", 0, 0), Delivered("queue", 1, 2), Delivered("queue", 2, 0)]
+    delivered = [
+        Delivered("queue", number, epoch, attempts)
+        for number, epoch, attempts in ((0, 0, 0), (1, GENERATION + 2, 2), (2, 0, 0))
+    ]
     assert slots.in_flight.take_events() == delivered
     assert slots.in_flight.take_events() == []
     commits = [
@@ -201,8 +208,10 @@ def test_deliveries_and_settlements_become_events() -> None:
     slots.in_flight.free_slots()
     events = slots.in_flight.take_events()
     settled = [(e.message_id, e.epoch, e.how) for e in events if isinstance(e, Settled)]
-    assert settled == [(0, 0, "ack"), (1, 2, "fail"), (2, 0, "retry")]
-    assert [event for event in events if isinstance(event, Dead)] == [Dead("queue", 1, 2)]
+    assert settled == [(0, 0, "ack"), (1, GENERATION + 2, "fail"), (2, 0, "retry")]
+    assert [event for event in events if isinstance(event, Dead)] == [
+        Dead("queue", 1, GENERATION + 2)
+    ]
 
 
 def test_without_a_listener_no_events_are_collected() -> None:

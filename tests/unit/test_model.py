@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +23,14 @@ from sqlalchemy import (
     text,
 )  # fmt: skip
 from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.automap import automap_base
+from sqlalchemy.ext.declarative import DeferredReflection
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     MappedAsDataclass,
     Session,
+    declarative_base,
     declared_attr,
     mapped_column,
     registry,
@@ -41,6 +45,7 @@ from sqla_vitess_messages import (
     MessageQueueMixin,
     QueueOptions,
 )  # fmt: skip
+from tests.backends import make_queue_class
 from tests.servers import server_url
 
 PORTABLE = ["time_scheduled", "id", "time_next", "epoch", "time_created", "time_acked", "priority"]
@@ -204,11 +209,71 @@ def with_an_own_constructor(base: Any) -> type[Any]:
     return Message
 
 
+def with_the_registry_function(_base: Any) -> type[Any]:
+    class Message(MessageQueueMixin):
+        __tablename__ = "m"
+        body: Mapped[str] = mapped_column(String(10))
+
+    registry().map_declaratively(Message)
+    return Message
+
+
+def with_an_untyped_base(_base: Any) -> type[Any]:
+    class Message(MessageQueueMixin, declarative_base()):  # type: ignore[misc]
+        __tablename__ = "m"
+        body = Column(String(10))
+
+    return Message
+
+
+def with_a_map_of_types(_base: Any) -> type[Any]:
+    class Base(DeclarativeBase):
+        type_annotation_map = {int: Integer, str: String(20)}  # noqa: RUF012
+
+    class Message(MessageQueueMixin, Base):
+        __tablename__ = "m"
+        body: Mapped[str]
+
+    assert type(Message.__table__.c.id.type) is BigInteger
+    return Message
+
+
+def with_automap(_base: Any) -> type[Any]:
+    Base = automap_base()  # noqa: N806
+
+    class Message(MessageQueueMixin, Base):  # type: ignore[misc,valid-type]
+        __tablename__ = "m"
+        body: Mapped[str] = mapped_column(String(10))
+
+    engine = create_engine("sqlite://")
+    Base.prepare(autoload_with=engine)
+    engine.dispose()
+    return Message
+
+
+def with_bases_after_it_that_have_an_id(_base: Any) -> type[Any]:
+    class Base(DeclarativeBase):
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Identified:
+        @declared_attr
+        def id(cls) -> Mapped[str]:
+            return mapped_column(String(36), primary_key=True)
+
+    class Message(MessageQueueMixin, Identified, Base):
+        __tablename__ = "m"
+        body: Mapped[str] = mapped_column(String(10))
+
+    assert Message().id > 0
+    return Message
+
+
 @pytest.mark.parametrize(
     "define",
     [with_own_mixins, with_the_base_first, with_an_abstract_base, with_table_args_tuple,
      with_table_args_dict, with_a_dataclass_base, with_the_registry_decorator,
-     with_an_own_constructor],
+     with_an_own_constructor, with_the_registry_function, with_an_untyped_base,
+     with_a_map_of_types, with_automap, with_bases_after_it_that_have_an_id],
 )  # fmt: skip
 def test_the_queue_comes_first_whatever_the_user_adds(
     base: Any, define: Callable[[Any], type[Any]]
@@ -221,6 +286,36 @@ def test_the_queue_comes_first_whatever_the_user_adds(
     assert {"m_id_idx", "m_next_idx", "m_poller_idx"} <= names
     assert "index poller_idx(time_acked,priority,time_next desc)" in ddl(model)
     engine.dispose()
+
+
+@pytest.mark.parametrize("server", [None, "mysql", "mariadb", "vtgate"])
+def test_payload_columns_may_be_reflected(server: str | None, tmp_path: Path) -> None:
+    """The table then has its comment and its indexes already."""
+    made = make_queue_class(QueueOptions())
+    engine = create_engine(server_url(server) if server else f"sqlite:///{tmp_path}/test.db")
+    made.metadata.create_all(engine)
+
+    class Base(DeferredReflection, DeclarativeBase):
+        __abstract__ = True
+
+    class Message(MessageQueueMixin, Base):
+        __tablename__ = made.__tablename__
+
+    try:
+        Base.prepare(engine)
+        assert Message.__table__.columns.keys() == made.__table__.columns.keys()
+        with Session(engine) as session, session.begin():
+            session.add(Message(body="x", deliver_in=60))
+            session.flush()
+            assert Message.stats(session).scheduled == 1
+        Message.metadata.drop_all(engine)
+        Message.metadata.create_all(engine)
+        names = {index["name"] for index in inspect(engine).get_indexes(made.__tablename__)}
+        prefix = "" if server else f"{made.__tablename__}_"
+        assert names == {f"{prefix}{name}_idx" for name in ("id", "next", "poller")}
+    finally:
+        made.metadata.drop_all(engine)
+        engine.dispose()
 
 
 def test_relationships_to_a_queue_are_the_users_own(base: Any) -> None:
@@ -253,6 +348,7 @@ REFUSED = {
     "a primary key": ({"a": mapped_column(Integer, primary_key=True)}, {}, "primary_key=True off"),
     "an own id": ({"id": mapped_column(String(36), primary_key=True)}, {}, "id"),
     "an own epoch": ({"epoch": mapped_column(String(36))}, {}, "epoch"),
+    "an own priority": ({"priority": mapped_column(Integer)}, {}, "priority"),
     "an unlimited sort_order": (
         {"a": mapped_column(Integer, sort_order=-9_000_000)}, {}, "sort_order",
     ),
@@ -275,6 +371,92 @@ def test_a_class_that_cannot_be_a_queue_is_refused(base: Any, case: Any) -> None
     with pytest.raises(InvalidQueue, match=message.replace("|", r"\|")):
         type("Message", (MessageQueueMixin, base), body)
     assert "m" not in base.metadata.tables
+
+
+def an_id_in_the_base() -> tuple[type[Any], ...]:
+    class Base(DeclarativeBase):
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    return Base, MessageQueueMixin
+
+
+def an_id_in_an_abstract_base() -> tuple[type[Any], ...]:
+    class Base(DeclarativeBase):
+        pass
+
+    class Identified(Base):
+        __abstract__ = True
+
+        @declared_attr
+        def id(cls) -> Mapped[str]:
+            return mapped_column(String(36), primary_key=True)
+
+    return Identified, MessageQueueMixin
+
+
+def an_id_in_a_dataclass() -> tuple[type[Any], ...]:
+    class Base(MappedAsDataclass, DeclarativeBase):
+        id: Mapped[int] = mapped_column(init=False, primary_key=True)
+
+    return Base, MessageQueueMixin
+
+
+def an_id_in_a_mixin() -> tuple[type[Any], ...]:
+    class Base(DeclarativeBase):
+        pass
+
+    class Identified:
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    return Identified, MessageQueueMixin, Base
+
+
+def a_time_in_the_base() -> tuple[type[Any], ...]:
+    class Base(DeclarativeBase):
+        time_created: Mapped[int]
+
+    return Base, MessageQueueMixin
+
+
+def a_method_in_the_base() -> tuple[type[Any], ...]:
+    class Base(DeclarativeBase):
+        def retry(self) -> None:
+            pass
+
+    return Base, MessageQueueMixin
+
+
+@pytest.mark.parametrize(
+    "bases",
+    [an_id_in_the_base, an_id_in_an_abstract_base, an_id_in_a_dataclass, an_id_in_a_mixin,
+     a_time_in_the_base, a_method_in_the_base],
+)  # fmt: skip
+def test_a_base_before_the_mixin_that_hides_its_attributes_is_refused(
+    bases: Callable[[], tuple[type[Any], ...]],
+) -> None:
+    found = bases()
+    with pytest.raises(InvalidQueue, match="put MessageQueueMixin first") as caught:
+        type("Message", found, {"__tablename__": "m"})
+    assert f"Message: {found[0].__name__} has " in str(caught.value)
+
+
+def by_table_attribute(cls: type[Any], table: Table) -> None:
+    registry(metadata=table.metadata).mapped(type("M", (cls,), {"__table__": table}))
+
+
+def imperatively(cls: type[Any], table: Table) -> None:
+    registry(metadata=table.metadata).map_imperatively(cls, table)
+
+
+@pytest.mark.parametrize("way", [by_table_attribute, imperatively])
+@pytest.mark.parametrize("names", [PORTABLE, ["id", "body"]], ids=["the same columns", "others"])
+def test_a_table_that_the_mixin_did_not_make_is_refused(
+    way: Callable[[type[Any], Table], None], names: list[str]
+) -> None:
+    """Its columns lack the mixin's defaults, and may have other types."""
+    table = Table("m", MetaData(), *(Column(name, BigInteger, primary_key=True) for name in names))
+    with pytest.raises(InvalidQueue, match="with __tablename__ and without a Table"):
+        way(type("Message", (MessageQueueMixin,), {}), table)
 
 
 def test_inheriting_from_a_queue_is_refused(base: Any) -> None:
@@ -336,8 +518,6 @@ def test_the_server_has_the_table_as_designed(server: str, make_table: Any) -> N
 
 @pytest.fixture
 def make_table() -> Any:
-    from tests.backends import make_queue_class
-
     made: list[tuple[Engine, type[Any]]] = []
 
     def make(server: str) -> tuple[Engine, type[Any]]:

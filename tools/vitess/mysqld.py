@@ -27,6 +27,7 @@ performance_schema=OFF
 innodb_buffer_pool_size=64M
 innodb_log_file_size=16M
 innodb_flush_log_at_trx_commit=2
+innodb_use_native_aio=0
 sync_binlog=0
 max_connections=500
 """
@@ -113,7 +114,7 @@ def _initialized(programs: Programs) -> Path:
         make_folder(work)
         (work / "my.cnf").write_text(
             f"[mysqld]\nbasedir={programs.mysqld.parent.parent}\ndatadir={work}/data\n"
-            "innodb_log_file_size=16M\nskip-log-bin\n"
+            "innodb_log_file_size=16M\ninnodb_use_native_aio=0\nskip-log-bin\n"
         )
         command = [str(programs.mysqld), f"--defaults-file={work}/my.cnf", "--initialize-insecure"]
         done = popen(

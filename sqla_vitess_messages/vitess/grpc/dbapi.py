@@ -7,7 +7,7 @@ returned with the response: vtgate keeps none, and doesn't notice that a client 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -29,12 +29,14 @@ from pymysql.err import (
 
 from .address import Address
 from .rpc import AsyncioRpc, Rpc, Stream, ThreadedRpc
-from .values import Converter, bind_variables, converter_of, decode
+from .values import Converter, bind_variables, converter_of, decode, split
 from .vtgate_pb2 import (
     BoundQuery,
     ExecuteOptions,
     ExecuteRequest,
+    Field,
     QueryResult,
+    Row,
     Session,
     StreamExecuteRequest,
 )
@@ -52,6 +54,7 @@ __all__ = [
     "NotSupportedError",
     "OperationalError",
     "ProgrammingError",
+    "ResultStream",
     "Warning",
     "connect",
 ]
@@ -107,11 +110,13 @@ class Connection:
             options=ExecuteOptions(included_fields=ALL_METADATA, client_found_rows=True),
             enable_system_settings=True,
         )
-        self._streams: set[Stream] = set()
+        self._streams: set[ResultStream] = set()
         self._closed = False
         self.timeout = timeout
         self.before_waiting: Callable[[], None] = _do_nothing
         """Called when all rows received from a stream are read, before waiting for more."""
+        self.kept_stream: ResultStream | None = None
+        """A stream that outlives the cursors that read it: the next one goes on where one ended."""
 
     def cursor(self) -> Cursor:
         return Cursor(self)
@@ -180,32 +185,79 @@ class Connection:
             raise _error(_CODES.get(response.error.code), response.error.message)
         return response.result
 
-    def stream(self, sql: str) -> Iterator[QueryResult]:
-        """Yield the parts of a result as they arrive, outside of any transaction."""
+    def open_stream(self, sql: str) -> ResultStream:
+        """Execute a statement whose result has no end, outside of any transaction."""
         session = Session(
             autocommit=True,
             target_string=self._session.target_string,
             options=ExecuteOptions(included_fields=ALL_METADATA),
         )
         request = StreamExecuteRequest(session=session, query=BoundQuery(sql=sql))
-        stream = self._rpc.stream(request)
+        stream = ResultStream(self, self._rpc.stream(request))
         self._streams.add(stream)
-        try:
-            while True:
-                self.before_waiting()
-                response = stream.read()
-                if response is None:
-                    return
-                yield response.result
-        except grpc.RpcError as error:
-            raise _lost(error) from error
-        finally:
-            self._streams.discard(stream)
-            stream.cancel()
+        return stream
+
+    def discard_stream(self, stream: ResultStream) -> None:
+        """Forget a stream that has ended."""
+        self._streams.discard(stream)
 
     def _end(self, statement: str) -> None:
         if self._session.in_transaction:
             self.execute(statement, {})
+
+
+class ResultStream:
+    """A result that arrives in parts. It holds the last one."""
+
+    def __init__(self, connection: Connection, call: Stream) -> None:
+        self._connection = connection
+        self._call = call
+        self.fields: Sequence[Field] = ()
+        self.rows: Sequence[Row] = ()
+        self.has_ended = False
+
+    def read(self) -> bool:
+        """Wait for the next part.
+
+        :return: False when there is none, because the stream has ended.
+        :raises Error: when the call failed.
+        """
+        self._connection.before_waiting()
+        self.rows = ()
+        try:
+            response = self._call.read()
+        except grpc.RpcError as error:
+            self.close()
+            raise _lost(error) from error
+        if response is None:
+            self.close()
+            return False
+        self.fields = response.result.fields or self.fields
+        self.rows = response.result.rows
+        return True
+
+    def integers(self, *names: str) -> list[tuple[int | None, ...]]:
+        """Return some columns of the last part. Their values are integers, or None.
+
+        :param names: of the columns. One that isn't in the result counts as None.
+        """
+        positions = {field.name: number for number, field in enumerate(self.fields)}
+        wanted = [positions.get(name) for name in names]
+        found = []
+        for values in split(self.rows):
+            raw = [None if position is None else values[position] for position in wanted]
+            found.append(tuple(None if value is None else int(value) for value in raw))
+        return found
+
+    def cancel(self) -> None:
+        """End the call, from any thread or from the event loop: a read that waits returns."""
+        self._call.cancel()
+
+    def close(self) -> None:
+        """End the call, by whoever reads it."""
+        self.has_ended = True
+        self._connection.discard_stream(self)
+        self.cancel()
 
 
 class Cursor:
@@ -215,7 +267,7 @@ class Cursor:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._parts: Iterator[QueryResult] = iter(())
+        self._stream: ResultStream | None = None
         self._rows: list[tuple[Any, ...]] = []
         self._position = 0
         self._converters: list[Converter | None] = []
@@ -225,11 +277,12 @@ class Cursor:
 
     def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> int:
         if sql.startswith("stream "):
-            self._parts = self._connection.stream(sql)
-            self._load(next(self._parts, QueryResult()))
+            self._stream = self._connection.kept_stream or self._connection.open_stream(sql)
+            rows = self._stream.rows if not self._stream.fields and self._stream.read() else ()
+            self._load(self._stream.fields, rows)
             return self.rowcount
         result = self._connection.execute(sql, parameters or {})
-        self._load(result)
+        self._load(result.fields, result.rows)
         self.rowcount = len(self._rows) if result.fields else result.rows_affected
         self.lastrowid = result.insert_id
         return self.rowcount
@@ -245,10 +298,9 @@ class Cursor:
     def fetchmany(self, size: int | None = None) -> list[tuple[Any, ...]]:
         """Return at most ``size`` rows. In a stream, at most those that arrived together."""
         while self._position >= len(self._rows):
-            part = next(self._parts, None)
-            if part is None:
+            if self._stream is None or not self._stream.read():
                 return []
-            self._load(part)
+            self._load((), self._stream.rows)
         start, self._position = self._position, self._position + (size or self.arraysize)
         return self._rows[start : self._position]
 
@@ -260,18 +312,20 @@ class Cursor:
 
     def close(self) -> None:
         self._rows = []
-        self._parts = iter(())
+        stream, self._stream = self._stream, None
+        if stream is not None and stream is not self._connection.kept_stream:
+            stream.close()
 
     async def _async_soft_close(self) -> None:
         """Do nothing. SQLAlchemy's asyncio extension calls this."""
 
-    def _load(self, part: QueryResult) -> None:
-        if part.fields:
-            self._converters = [converter_of(field) for field in part.fields]
+    def _load(self, fields: Sequence[Field], rows: Sequence[Row]) -> None:
+        if fields:
+            self._converters = [converter_of(field) for field in fields]
             self.description = [
-                (field.name, field.type, None, None, None, None, None) for field in part.fields
+                (field.name, field.type, None, None, None, None, None) for field in fields
             ]
-        self._rows, self._position = decode(part.rows, self._converters), 0
+        self._rows, self._position = decode(rows, self._converters), 0
 
 
 def _do_nothing() -> None:

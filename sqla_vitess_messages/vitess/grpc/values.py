@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from functools import partial
@@ -14,7 +14,7 @@ from pymysql.converters import decoders, encoders, through
 
 from .vtgate_pb2 import BindVariable, Field, Row
 
-__all__ = ["Converter", "bind_variables", "converter_of", "decode"]
+__all__ = ["Converter", "bind_variables", "converter_of", "decode", "split"]
 
 Converter = Callable[[bytes], Any]
 
@@ -88,6 +88,17 @@ def decode(rows: Iterable[Row], converters: list[Converter | None]) -> list[tupl
             made.append(value if convert is None else convert(value))
         decoded.append(tuple(made))
     return decoded
+
+
+def split(rows: Iterable[Row]) -> Iterator[list[bytes | None]]:
+    """Yield the values of rows as they are."""
+    for row in rows:
+        values: list[bytes | None] = []
+        end = 0
+        for length in row.lengths:
+            start, end = end, end + max(length, 0)
+            values.append(None if length < 0 else row.values[start:end])
+        yield values
 
 
 def bind_variables(parameters: Mapping[str, Any]) -> dict[str, BindVariable]:
