@@ -93,7 +93,8 @@ def make_queue_class(
         "__module__": __name__,
         **(attributes or {}),
     }
-    if options.shard_by == ("tenant",):
+    mapped = {getattr(attribute, "name", None) for attribute in (attributes or {}).values()}
+    if options.shard_by == ("tenant",) and "tenant" not in mapped:
         body["tenant"] = mapped_column(BigInteger, nullable=False, default=random_id)
     return type("Message", (MessageQueueMixin, base), body)
 
