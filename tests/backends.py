@@ -93,8 +93,8 @@ def make_queue_class(
         "__module__": __name__,
         **(attributes or {}),
     }
-    named = {getattr(getattr(value, "column", None), "name", None) for value in body.values()}
-    if options.shard_by == ("tenant",) and "tenant" not in named:
+    mapped = {getattr(attribute, "name", None) for attribute in (attributes or {}).values()}
+    if options.shard_by == ("tenant",) and "tenant" not in mapped:
         body["tenant"] = mapped_column(BigInteger, nullable=False, default=random_id)
     return type("Message", (MessageQueueMixin, base), body)
 

@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import AssertionPool, ConnectionPoolEntry, SingletonThreadPool, StaticPool
-from sqlalchemy.util import await_only
 
 from ..errors import InvalidArgument, InvalidArgumentType
 from ..rows.sqlite import is_in_transaction, use_legacy_mode
@@ -170,12 +169,7 @@ def _configure_mysql(engine: Engine) -> None:
         )
 
     def set_up(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
-        if getattr(dbapi_connection, "character_set_name", lambda: UTF8)() != UTF8:
-            driver: Any = record.driver_connection
-            if engine.dialect.is_async:
-                await_only(driver.set_charset(UTF8))
-            else:
-                driver.set_character_set(UTF8)
+        _receive_every_character(dbapi_connection, record.driver_connection)
         engine.dialect.set_isolation_level(dbapi_connection, "READ COMMITTED")
         cursor = dbapi_connection.cursor()
         cursor.execute(_SHORT_LOCK_WAIT)
@@ -183,6 +177,20 @@ def _configure_mysql(engine: Engine) -> None:
 
     event.listen(engine, "connect", set_up)
     set_read_timeout(engine, READ_TIMEOUT)
+
+
+def _receive_every_character(dbapi_connection: Any, driver: Any) -> None:
+    """Set a connection's character set, whatever its URL asks for."""
+    if getattr(dbapi_connection, "character_set_name", lambda: UTF8)() == UTF8:
+        return
+    if hasattr(driver, "set_character_set"):
+        driver.set_character_set(UTF8)
+        return
+    # Of asyncio. They have set_charset, but asyncmy's fails.
+    cursor = dbapi_connection.cursor()
+    cursor.execute(f"SET NAMES {UTF8}")
+    cursor.close()
+    driver._charset, driver._encoding = UTF8, "utf8"
 
 
 def _configure_sqlite(engine: Engine) -> None:

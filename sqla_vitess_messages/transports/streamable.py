@@ -37,12 +37,16 @@ def find_unstreamable(connection: Connection, model: type[Message]) -> list[str]
     """
     queue = queue_table(model)
     streamed = _streamed_names(connection, queue)
+    names = {column.name for column in queue.columns}
     charsets = _charsets(connection, queue)
     found = []
     for attribute in class_mapper(model).column_attrs:
         for part in attribute.columns:
             if not isinstance(part, Column) or part.table is not queue:
                 found.append(f"{attribute.key} (an expression)")
+            elif part.key != part.name and part.key in names:
+                # SQLAlchemy, given a text, looks for a column by its key as well.
+                found.append(f"{attribute.key} (its column's key is another column's name)")
             elif part.name not in streamed:
                 found.append(f"{attribute.key} (not in the message_cols of the table's comment)")
             elif _has_expression(part, connection):
