@@ -35,7 +35,7 @@ from sqlalchemy.orm import (
     synonym,
 )
 
-from sqla_vitess_messages import Subscriber
+from sqla_vitess_messages import InvalidQueue, QueueOptions, Subscriber
 from sqla_vitess_messages.transports.stream_base import BaseStreamTransport
 from tests.backends import (
     BACKENDS,
@@ -44,6 +44,7 @@ from tests.backends import (
     Backend,
     ack,
     enqueue,
+    make_queue_class,
     row,
 )
 from tests.servers import server_url
@@ -376,6 +377,7 @@ def test_text_is_right_though_its_character_set_changes_under_a_subscriber(
     "backend",
     [
         *(one for one in BACKENDS if one.server in ("mysql", "mariadb", "vtgate-fast")),
+        Backend("mysql-asyncio", "mysql", "auto", "asyncmy"),
         Backend("mysql-aiomysql", "mysql", "auto", "aiomysql"),
     ],
     indirect=True,
