@@ -27,6 +27,7 @@ from .. import clock
 from ..errors import InvalidArgumentType, SubscriberClosed
 from ..events import Event
 from ..mixin import MessageQueueMixin
+from ..rows import settle
 from ..rows.epochs import MAX_ATTEMPTS
 from ..rows.lease import leases_of
 from ..rows.message import queue_table
@@ -132,14 +133,20 @@ class BaseSubscriber(Generic[M, FutureT]):
         """Fail soon, in a commit shared with others; see :meth:`ack`.
 
         :return: a future; its exception may be :class:`.LeaseLost`.
+        :raises InvalidArgumentType: when the reason is no str.
         """
+        settle.check_reason(reason)
         return self._settle(message, Change("fail", reason=reason))
 
     def retry(self, message: M, delay: float | timedelta | None = None) -> FutureT:
         """Retry soon, in a commit shared with others; see :meth:`ack`.
 
         :return: a future; its exception may be :class:`.LeaseLost`.
+        :raises InvalidArgument: when the delay has a value that can't work.
+        :raises InvalidArgumentType: when the delay is neither a number nor a timedelta.
         """
+        if delay is not None:
+            clock.to_seconds(delay, "delay")
         return self._settle(message, Change("retry", delay=delay))
 
     def _settle(self, message: M, change: Change) -> FutureT:

@@ -29,9 +29,12 @@ _TEXT_BYTES = {
 
 
 def text_of(error: BaseException) -> str:
-    """Return the text of an exception, whose ``__str__`` may itself fail."""
+    """Return the text of an exception, whose ``__str__`` may itself fail.
+
+    A character that can't be encoded, which no log file would take, is written as its code.
+    """
     try:
-        return str(error)
+        return str(error).encode("utf-8", "backslashreplace").decode("utf-8")
     except BaseException as failure:  # noqa: BLE001  # User code, which may raise anything.
         return f"without a text, because its __str__ raised {type(failure).__name__}"
 

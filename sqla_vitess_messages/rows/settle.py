@@ -27,6 +27,7 @@ from .transient import retry_transaction
 __all__ = [
     "SessionOrConnection",
     "ack",
+    "check_reason",
     "connection_of",
     "extend",
     "extend_unlocked",
@@ -69,8 +70,7 @@ def fail(
     reason: str | None,
 ) -> None:
     """Fail messages; see :meth:`.MessageQueueMixin.fail_all`."""
-    if reason is not None and not isinstance(reason, str):
-        raise InvalidArgumentType(f"reason={reason!r}: expected a str")
+    check_reason(reason)
     table, connection = queue_table(model), settling_connection(model, session)
     for kept in reasons.storable(table, reason, connection.dialect):
         try:
@@ -98,6 +98,15 @@ def _fail(
         leases,
         lambda table, one, leased: states.fail(table, one=one, leased=leased, **values),
     )
+
+
+def check_reason(reason: str | None) -> None:
+    """Check the reason of a failure.
+
+    :raises InvalidArgumentType: when it is no str.
+    """
+    if reason is not None and not isinstance(reason, str):
+        raise InvalidArgumentType(f"reason={reason!r}: expected a str")
 
 
 def retry(

@@ -6,6 +6,7 @@ Each test runs with a Worker or an AsyncWorker, as its backend says.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -123,7 +124,14 @@ def acked(engine: Engine, queue: type[Any]) -> int:
         return found
 
 
+@pytest.fixture
+def unreported_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tracebacks with lone surrogates from pytest-xdist, which can't encode them."""
+    monkeypatch.setattr(logging.getLogger("sqla_vitess_messages"), "propagate", False)
+
+
 @pytest.mark.parametrize("batch_size", [None, 100])
+@pytest.mark.usefixtures("unreported_log")
 def test_whatever_a_handler_raises_or_returns_the_message_dies_by_the_policy(
     engine: Engine, queue: type[Any], work: Work, batch_size: int | None
 ) -> None:

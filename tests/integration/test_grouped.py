@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from sqla_vitess_messages import AlreadySettled, LeaseLost, SubscriberClosed
+from sqla_vitess_messages import (
+    AlreadySettled,
+    InvalidArgument,
+    InvalidArgumentType,
+    LeaseLost,
+    SubscriberClosed,
+)
 from sqla_vitess_messages.rows.states import DEAD
 from tests.backends import ack, enqueue, row
 
@@ -93,3 +99,22 @@ def test_close_commits_what_was_handed_in(
     assert future.exception() is None
     with pytest.raises(SubscriberClosed):
         subscriber.flush()
+
+
+def test_a_wrong_argument_spoils_no_other_settlement(
+    engine: Engine, make_queue: Callable[..., Any], subscribe: Subscribe
+) -> None:
+    queue = make_queue()
+    enqueue(engine, *(queue() for _ in range(12)))
+    subscriber = subscribe(queue)
+    wrong, later, *others = receive(subscriber, 12)
+    futures = [subscriber.ack(message) for message in others[:5]]
+    with pytest.raises(InvalidArgumentType, match="reason="):
+        subscriber.fail(wrong, ["a list"]).result(20)
+    with pytest.raises(InvalidArgument, match="delay=-1"):
+        subscriber.retry(later, -1).result(20)
+    futures += [subscriber.ack(message) for message in others[5:]]
+    for future in futures:
+        future.result(20)
+    assert all(row(engine, message).time_acked is not None for message in others)
+    subscriber.ack(wrong).result(20)
