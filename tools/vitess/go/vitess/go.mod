@@ -1,6 +1,6 @@
-// The version of Vitess that the tests run against.
+// VERSION stands for the version of Vitess that tools/vitess is to build.
 module sqla-vitess-messages/tools/vitess
 
 go 1.24
 
-require vitess.io/vitess v0.22.1
+require vitess.io/vitess VERSION
