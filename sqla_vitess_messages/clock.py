@@ -8,11 +8,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, bindparam
+from sqlalchemy import BigInteger, bindparam
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from .errors import InvalidArgument, InvalidArgumentType
+from .shown import shown
 
 __all__ = [
     "MAX_SECONDS",
@@ -43,21 +45,25 @@ def now() -> int:
     return wall_clock()
 
 
-class database_now(ColumnElement[int]):  # noqa: N801  # Used like a SQL function.
+class database_now(FunctionElement[int]):  # noqa: N801  # Used like a SQL function.
     """The database's current time in nanoseconds since the Unix epoch, for statements.
 
     With it leases depend on one clock, however many hosts take them. SQLite runs in this process,
     so its clock is :func:`now`.
     """
 
-    __visit_name__ = "message_queue_now"
-    inherit_cache = True
+    name = "database_now"
+    inherit_cache = True  # A ColumnElement would keep SQLAlchemy from caching the statement.
     type = BigInteger()
+
+
+_NOW = bindparam("message_queue_now", callable_=now, type_=BigInteger())
+"""One parameter, so that a statement has one time wherever it names it."""
 
 
 @compiles(database_now)
 def _compile_now(_element: database_now, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(bindparam(None, callable_=now, type_=BigInteger()), **kw)
+    return compiler.process(_NOW, **kw)
 
 
 @compiles(database_now, "mysql")
@@ -80,11 +86,11 @@ def to_seconds(value: float | timedelta, name: str, *, minimum: float = 0) -> in
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise InvalidArgumentType(
-            f"{name}={value!r}: expected seconds as int or float, or a timedelta"
+            f"{name}={shown(value)}: expected seconds as int or float, or a timedelta"
         )
     if not math.isfinite(seconds) or not minimum <= seconds <= MAX_SECONDS:
         raise InvalidArgument(
-            f"{name}={value!r}: expected from {minimum} to {MAX_SECONDS} seconds (100 years)"
+            f"{name}={shown(value)}: expected from {minimum} to {MAX_SECONDS} seconds (100 years)"
         )
     return int(seconds) if seconds == int(seconds) else seconds
 
@@ -101,15 +107,15 @@ def from_datetime(value: datetime, name: str) -> int:
     :raises InvalidArgument: when it has no time zone, or isn't from 1970 to 2199.
     """
     if not isinstance(value, datetime):
-        raise InvalidArgumentType(f"{name}={value!r}: expected a datetime with a time zone")
+        raise InvalidArgumentType(f"{name}={shown(value)}: expected a datetime with a time zone")
     if value.utcoffset() is None:
         raise InvalidArgument(
-            f"{name}={value!r}: has no time zone; give one, as in "
+            f"{name}={shown(value)}: has no time zone; give one, as in "
             "datetime.now(timezone.utc) or value.replace(tzinfo=...)"
         )
     nanoseconds = (value - _EPOCH) // timedelta(microseconds=1) * 1000
     if not 0 <= nanoseconds < 7_258_118_400 * NANOSECONDS:
-        raise InvalidArgument(f"{name}={value!r}: expected a time from 1970 to 2199")
+        raise InvalidArgument(f"{name}={shown(value)}: expected a time from 1970 to 2199")
     return nanoseconds
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy.exc import DontWrapMixin
 
 __all__ = [
+    "AlreadyEnqueued",
     "AlreadySettled",
     "InvalidArgument",
     "InvalidArgumentType",
@@ -63,6 +64,18 @@ class AlreadySettled(SettlementError):
 
 class LeaseLost(SettlementError):
     """The message is no longer leased to this holder, who may not fail, retry or extend it."""
+
+
+class AlreadyEnqueued(MessageQueueError):
+    """A unique queue has an unsettled message of the same key.
+
+    :param keys: the values of the columns of ``unique_by``, of each such message.
+    """
+
+    def __init__(self, text: str = "", *, keys: Sequence[tuple[object, ...]] = ()) -> None:
+        super().__init__(text)
+        self.keys = tuple(keys)
+        """The values of the columns of ``unique_by``, of each such message."""
 
 
 class QueueNotFound(MessageQueueError):

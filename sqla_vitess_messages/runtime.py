@@ -85,7 +85,15 @@ class Runtime(Protocol):
     ) -> T | None:
         """Call a function that uses the receiving engine's connections, from wherever it is needed.
 
-        :return: None where the caller blocks the event loop that the function needs.
+        :return: None where the caller blocks the event loop that the function needs, or where that
+            runs in the process that has forked this one.
+        """
+        ...
+
+    def call_apart(self, function: Callable[[], None]) -> None:
+        """Call user code in a task of its own, so that it can cancel that one and no other.
+
+        It is cancelled with the task of the caller.
         """
         ...
 
@@ -119,6 +127,9 @@ class ThreadRuntime:
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T | None:
         return function(*args, **kwargs)
+
+    def call_apart(self, function: Callable[[], None]) -> None:
+        function()
 
     def shield(self, function: Callable[[], T]) -> T:
         return function()

@@ -1,15 +1,19 @@
-"""Checks of arguments that subscribers and workers have in common."""
+"""Checks of arguments that several public classes have in common."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import Future
 from functools import partial
+from itertools import starmap
 from typing import Any
 
-from ..errors import InvalidArgument, InvalidArgumentType
+from .errors import InvalidArgument, InvalidArgumentType
+from .mixin import MessageQueueMixin
+from .shown import shown
 
-__all__ = ["check_count", "check_function", "check_result", "is_coroutine_function"]
+__all__ = ["check_count", "check_function", "check_model", "check_result", "is_coroutine_function"]
 
 _KINDS = (
     (inspect.iscoroutinefunction, "a coroutine function"),
@@ -17,6 +21,9 @@ _KINDS = (
     (inspect.isgeneratorfunction, "a generator function"),
 )
 """The functions that return without having run."""
+
+_UNFINISHED = (Future, Generator, AsyncGenerator, map, filter, starmap)
+"""The results of functions that have not run. A database's result is an iterator, too, and has."""
 
 
 def check_count(name: str, value: int, most: int | None = None) -> None:
@@ -27,10 +34,19 @@ def check_count(name: str, value: int, most: int | None = None) -> None:
     :raises InvalidArgument: when it is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgumentType(f"{name}={value!r}: expected an int")
+        raise InvalidArgumentType(f"{name}={shown(value)}: expected an int")
     if value < 1 or (most is not None and value > most):
         limits = "at least 1" if most is None else f"from 1 to {most}"
         raise InvalidArgument(f"{name}={value}: expected {limits}")
+
+
+def check_model(value: Any) -> None:
+    """Check that an argument is the class of a queue.
+
+    :raises InvalidArgumentType: otherwise.
+    """
+    if not (isinstance(value, type) and issubclass(value, MessageQueueMixin)):
+        raise InvalidArgumentType(f"model={shown(value)}: expected a class with MessageQueueMixin")
 
 
 def check_function(name: str, value: Any, *, is_async: bool = False) -> None:
@@ -42,18 +58,19 @@ def check_function(name: str, value: Any, *, is_async: bool = False) -> None:
     :raises InvalidArgumentType: otherwise.
     """
     if not callable(value):
-        raise InvalidArgumentType(f"{name}={value!r}: expected a callable")
+        raise InvalidArgumentType(f"{name}={shown(value)}: expected a callable")
     if is_async:
         # A decorator may return an ordinary function, which returns the coroutine.
         if not (is_coroutine_function(value) or is_coroutine_function(inspect.unwrap(value))):
             raise InvalidArgumentType(
-                f"{name}={value!r}: expected a coroutine function (async def)"
+                f"{name}={shown(value)}: expected a coroutine function (async def)"
             )
         return
     for is_kind, kind in _KINDS:
         if _is(is_kind, value):
             raise InvalidArgumentType(
-                f"{name}={value!r}: {kind} returns before it has run; expected an ordinary function"
+                f"{name}={shown(value)}: {kind} returns before it has run; "
+                "expected an ordinary function"
             )
 
 
@@ -73,9 +90,9 @@ def check_result(result: object) -> None:
 
     :raises InvalidArgumentType: when it returned something that still has to run.
     """
-    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+    if inspect.isawaitable(result) or isinstance(result, _UNFINISHED):
         if inspect.iscoroutine(result):
             result.close()  # Otherwise Python warns that it was never awaited.
         raise InvalidArgumentType(
-            f"the handler returned {result!r}, which has not run; return its result instead"
+            f"the handler returned {shown(result)}, which has not run; return its result instead"
         )
