@@ -6,6 +6,7 @@ like any other; :func:`alter_vschema` executes them safely beside other changes.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -244,7 +245,8 @@ class Vindex:
 def keyspace_of(connection: Connection, table: Table | None = None) -> str:
     """Return the keyspace of a table: its schema, or else the connection's database."""
     schema = None if table is None else connection.schema_for_object(table)
-    return schema or str(connection.scalar(text("SELECT DATABASE()"))).partition(":")[0]
+    # A connection may target a shard or a type of tablet, as with ks:-80 or ks@primary.
+    return schema or re.split("[:@]", str(connection.scalar(text("SELECT DATABASE()"))))[0]
 
 
 def is_sharded(connection: Connection, table: Table | None = None) -> bool:

@@ -36,10 +36,10 @@ def _apply_workarounds(dbapi_connection: Any, _record: object) -> None:
 def _turn_autocommit_off(dbapi_connection: Any) -> None:
     """Send the statement that the driver considers unnecessary.
 
-    vtgate's greeting says that autocommit is off, while it is on. When SQLAlchemy has the driver
-    turn it off, the driver believes the greeting and sends nothing. Every statement then commits by
-    itself, and ``rollback()`` undoes nothing: seen on v22.0.1 with PyMySQL 1.2, aiomysql 0.3,
-    asyncmy 0.2.
+    Up to Vitess 23, vtgate's greeting says that autocommit is off, while it is on. When SQLAlchemy
+    has the driver turn it off, the driver believes the greeting and sends nothing. Every statement
+    then commits by itself, and ``rollback()`` undoes nothing: seen on v22.0.1 with PyMySQL 1.2,
+    aiomysql 0.3, asyncmy 0.2.
     """
     cursor = dbapi_connection.cursor()
     cursor.execute("SET autocommit = 0")

@@ -26,7 +26,7 @@ class Address:
     :param ca: path of the certificates to trust; default: gRPC's own.
     :param cert: path of the client's certificate, where vtgate requires one.
     :param key: path of the certificate's private key.
-    :param user: for vtgate's ``--grpc_auth_mode static``.
+    :param user: for vtgate's ``--grpc-auth-mode static``.
     :raises ArgumentError: when the files given for TLS are incomplete, or would not be used.
     """
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-import grpc
 from pymysql.constants import CR, ER
 from pymysql.err import (
     DatabaseError,
@@ -27,7 +26,10 @@ from pymysql.err import (
     error_map,
 )
 
+from ...forking import forget_in_child, keep_for_ever
 from .address import Address
+from .library import grpc
+from .process import check_process, note_use
 from .rpc import AsyncioRpc, Rpc, Stream, ThreadedRpc
 from .values import Converter, bind_variables, converter_of, decode, split
 from .vtgate_pb2 import (
@@ -80,6 +82,9 @@ _ERRNO_OF_CODE = {
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
+_TOO_LARGE = "message larger than max"
+"""In the text of an error for a response, or a request, of more bytes than gRPC may transfer."""
+
 _LOST_CODES = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -95,12 +100,18 @@ def connect(
 
     :param timeout: seconds that a statement may take. A stream, which has no end, is exempt.
     :param is_async: whether it is used in greenlets of SQLAlchemy's asyncio extension.
+    :raises MessageQueueError: in a process that was forked, if its parent had used gRPC.
     """
+    note_use()
     return Connection(AsyncioRpc(address) if is_async else ThreadedRpc(address), keyspace, timeout)
 
 
 class Connection:
-    """A session of vtgate."""
+    """A session of vtgate.
+
+    gRPC's own threads and locks don't survive a fork. So a child can have no connection after its
+    parent had one, and leaves those of its parent as they are.
+    """
 
     def __init__(self, rpc: Rpc, keyspace: str, timeout: float | None) -> None:
         self._rpc = rpc
@@ -117,6 +128,8 @@ class Connection:
         """Called when all rows received from a stream are read, before waiting for more."""
         self.kept_stream: ResultStream | None = None
         """A stream that outlives the cursors that read it: the next one goes on where one ended."""
+        self._is_parents = False
+        forget_in_child(self)
 
     def cursor(self) -> Cursor:
         return Cursor(self)
@@ -138,11 +151,18 @@ class Connection:
 
     def close(self) -> None:
         """Cancel the streams and roll back: vtgate would keep a transaction until its timeout."""
+        if self._is_parents:
+            return
         self.cancel_streams()
         with suppress(Error):
             self.rollback()
         self._closed = True
         self._rpc.close()
+
+    def forget_parent(self) -> None:
+        """Leave the connection, and its streams, to the process that opened it."""
+        self._is_parents = True
+        keep_for_ever(self)  # gRPC cancels calls that are finalized, and closes their channel.
 
     def cancel_streams(self) -> None:
         """Cancel the streams: reads that wait in any thread end."""
@@ -171,6 +191,7 @@ class Connection:
 
         :raises Error: of the class that PyMySQL raises for the same error.
         """
+        check_process()
         if self._closed:
             raise OperationalError(CR.CR_SERVER_LOST, "the connection was closed")
         query = BoundQuery(sql=sql, bind_variables=bind_variables(parameters))
@@ -187,6 +208,7 @@ class Connection:
 
     def open_stream(self, sql: str) -> ResultStream:
         """Execute a statement whose result has no end, outside of any transaction."""
+        check_process()
         session = Session(
             autocommit=True,
             target_string=self._session.target_string,
@@ -279,6 +301,8 @@ class Cursor:
         if sql.startswith("stream "):
             self._stream = self._connection.kept_stream or self._connection.open_stream(sql)
             rows = self._stream.rows if not self._stream.fields and self._stream.read() else ()
+            if not self._stream.fields:
+                raise OperationalError(CR.CR_SERVER_LOST, "vtgate has ended the stream")
             self._load(self._stream.fields, rows)
             return self.rowcount
         result = self._connection.execute(sql, parameters or {})
@@ -344,5 +368,7 @@ def _lost(error: grpc.RpcError) -> Error:
 
 def _error(code: grpc.StatusCode | None, text: str) -> Error:
     found = _ERRNO.search(text)
+    if _TOO_LARGE in text:
+        return OperationalError(ER.NET_PACKET_TOO_LARGE, text)
     number = int(found[1]) if found else _ERRNO_OF_CODE.get(code, ER.UNKNOWN_ERROR)  # type: ignore[arg-type]
     return error_map.get(number, OperationalError)(number, text)

@@ -16,6 +16,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.util import asbool
 
+from ...shown import shown
 from ..workarounds import translate_missing_table_errors
 from .address import Address
 
@@ -43,12 +44,8 @@ class VitessGrpcDialect(MySQLDialect_mysqldb):
 
     @classmethod
     def import_dbapi(cls) -> ModuleType:
-        try:
-            from . import dbapi
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "vitess+grpc needs the extra 'grpc': pip install 'sqla-vitess-messages[grpc]'"
-            ) from error
+        from . import dbapi
+
         return dbapi
 
     @classmethod
@@ -111,12 +108,13 @@ def _query(url: URL) -> dict[str, str]:
 def _flag(name: str, value: str) -> bool:
     try:
         return asbool(value)
-    except ValueError as error:
-        raise ArgumentError(f"vitess+grpc: {name}={value!r}: expected true or false") from error
+    except ValueError:  # Its text repeats the value.
+        text = f"vitess+grpc: {name}={shown(value)}: expected true or false"
+        raise ArgumentError(text) from None
 
 
 def _seconds(name: str, value: str) -> float:
     try:
         return float(value)
-    except ValueError as error:
-        raise ArgumentError(f"vitess+grpc: {name}={value!r}: expected seconds") from error
+    except ValueError:  # Its text repeats the value.
+        raise ArgumentError(f"vitess+grpc: {name}={shown(value)}: expected seconds") from None

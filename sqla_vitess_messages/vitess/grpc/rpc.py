@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
-import grpc
-import grpc.aio
 from sqlalchemy.util import await_only
 
 from .address import Address
+from .library import grpc
 from .vtgate_pb2 import ExecuteRequest, ExecuteResponse, StreamExecuteRequest, StreamExecuteResponse
 
 __all__ = ["AsyncioRpc", "Rpc", "Stream", "ThreadedRpc"]
