@@ -18,21 +18,28 @@ from inspect import get_annotations
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sqlalchemy import Connection, Table, event, inspect
-from sqlalchemy.orm import Mapped, Mapper, Session, declared_attr, mapped_column
+from sqlalchemy.ext.hybrid import Comparator, hybrid_property
+from sqlalchemy.orm import Mapped, Mapper, declared_attr, mapped_column
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import clock
-from .errors import InvalidArgument, InvalidArgumentType, InvalidQueue
-from .rows import dead, defaults, enqueue, settle
+from .changes import ChangeableQueue
+from .enqueueing import EnqueueableQueue
+from .errors import AlreadySettled, InvalidArgument, InvalidArgumentType, InvalidQueue
+from .rows import defaults, enqueue, settle
 from .rows.epochs import attempts
-from .rows.lease import Lease, lease_of, leases_of
-from .rows.message import Message, is_enqueued
+from .rows.hybrids import DueComparator, as_datetime
+from .rows.lease import lease_of, leases_of
+from .rows.message import NEXT_DUE_ATTRIBUTE, is_enqueued, map_next_due, queue_table
 from .rows.pydantic import check_version
 from .rows.settle import SessionOrConnection
-from .rows.stats import QueueStats, count
+from .shown import shown
 from .table.build import make_queue_table
 from .table.layouts import DEFAULT_PRIORITY, LAYOUTS, column_settings
 from .table.options import OPTIONS_KEY, QueueOptions
+from .table.order import OPEN, SEQ, add_order_columns, is_ordered
+from .table.pauses import pause_table
+from .table.unique import REVISION, UNMAPPED
 
 __all__ = ["MessageQueueMixin"]
 
@@ -68,7 +75,7 @@ def _column(name: str, **options: Any) -> Any:
     return declared_attr(column)
 
 
-class MessageQueueMixin(Message):
+class MessageQueueMixin(ChangeableQueue, EnqueueableQueue):
     """Gives a declarative model the columns, keys, indexes and comment of a message table.
 
     Set :class:`QueueOptions` as ``__queue__``; without it the defaults hold. Payload columns of
@@ -80,7 +87,6 @@ class MessageQueueMixin(Message):
     """
 
     __queue__: ClassVar[QueueOptions] = QueueOptions()
-    _lease: ClassVar[Lease | None] = None
 
     if TYPE_CHECKING:
         time_scheduled: Mapped[int]
@@ -97,6 +103,8 @@ class MessageQueueMixin(Message):
         """When it was acked, in ns since 1970; None before."""
         priority: Mapped[int]
         """Lower goes out first, -128 to 127. Not in the classic layout."""
+        revision: Mapped[int]
+        """Identifies the payload, which may be replaced. Only in a queue with ``unique_by``."""
     else:
         time_scheduled = _column("time_scheduled", insert_default=defaults.default_scheduled)
         id = _column("id", insert_default=defaults.default_id)
@@ -106,25 +114,30 @@ class MessageQueueMixin(Message):
         time_acked = _column("time_acked")
         priority = _column("priority", insert_default=DEFAULT_PRIORITY)
 
-    @property
+    @hybrid_property
     def deliver_at(self) -> datetime | None:
-        """When the message goes out (again), in UTC; None once it is acked.
+        """When the message goes out (again), in UTC; None once it is acked or dead. Also in SQL.
 
         Set it, or ``deliver_in``, before the message is enqueued.
 
         :raises InvalidArgument: when set to a datetime without a time zone.
         """
-        return None if self.time_next is None else clock.to_datetime(self.time_next)
+        return as_datetime(self.time_next)
 
-    @deliver_at.setter
-    def deliver_at(self, value: datetime) -> None:
+    @deliver_at.inplace.setter
+    def _set_deliver_at(self, value: Any) -> None:
         self._set_delivery_time(clock.from_datetime(value, "deliver_at"))
+
+    @deliver_at.inplace.comparator
+    @classmethod
+    def _deliver_at_in_sql(cls) -> Comparator[datetime | None]:
+        return DueComparator(cls)
 
     @property
     def deliver_in(self) -> timedelta | None:
-        """How long until the message goes out, counted from now; None once it is acked."""
-        at = self.time_next
-        return None if at is None else timedelta(microseconds=(at - clock.now()) / 1000)
+        """How long until the message goes out, counted from now; None once it is acked or dead."""
+        at: datetime | None = self.deliver_at
+        return None if at is None else at - clock.to_datetime(clock.now())
 
     @deliver_in.setter
     def deliver_in(self, value: float | timedelta) -> None:
@@ -135,9 +148,10 @@ class MessageQueueMixin(Message):
     def attempts(self) -> int:
         """How often it was handed out before, since it was enqueued or requeued.
 
-        A message that was released before a handler got it doesn't count as handed out.
+        A release before a handler got it doesn't count. That of a received message never changes.
         """
-        return attempts(self.epoch)
+        lease = lease_of(self)
+        return attempts(self.epoch) if lease is None else lease.attempts
 
     def ack(self, session: SessionOrConnection) -> None:
         """Settle the message in the caller's transaction: its work is done.
@@ -159,15 +173,21 @@ class MessageQueueMixin(Message):
         """
         settle.fail(type(self), session, leases_of(type(self), [self]), reason)
 
-    def retry(self, session: SessionOrConnection, delay: float | timedelta | None = None) -> None:
+    def retry(
+        self,
+        session: SessionOrConnection,
+        delay: float | timedelta | None = None,
+        reason: str | None = None,
+    ) -> None:
         """Give the message back in the caller's transaction, to be delivered again.
 
         :param session: a Session or Connection.
         :param delay: seconds or a timedelta from now. Default: the queue's backoff, doubled at each
             delivery, with jitter.
+        :param reason: why it failed, which a model with :class:`.MessageFailuresMixin` keeps.
         :raises LeaseLost: when the lease is over: it ran out, or was used to settle.
         """
-        settle.retry(type(self), session, leases_of(type(self), [self]), delay)
+        settle.retry(type(self), session, leases_of(type(self), [self]), delay, reason)
 
     def extend(self, session: SessionOrConnection, seconds: float | timedelta) -> None:
         """Extend the lease, for work that takes longer than ``ack_wait``.
@@ -203,12 +223,14 @@ class MessageQueueMixin(Message):
         session: SessionOrConnection,
         messages: Iterable[Q],
         delay: float | timedelta | None = None,
+        reason: str | None = None,
     ) -> None:
         """Retry many messages by one statement for each 500 of the same epoch.
 
+        :param reason: why they failed, which a model with :class:`.MessageFailuresMixin` keeps.
         :raises LeaseLost: when the lease of any of them is over.
         """
-        settle.retry(cls, session, leases_of(cls, messages), delay)
+        settle.retry(cls, session, leases_of(cls, messages), delay, reason)
 
     @classmethod
     def extend_all(
@@ -224,56 +246,12 @@ class MessageQueueMixin(Message):
         """
         settle.extend(cls, session, leases_of(cls, messages), seconds)
 
-    @classmethod
-    def dead(cls: type[Q], session: Session, limit: int = 100) -> list[Q]:
-        """Return messages that have failed for good, as instances of the session.
-
-        Those that can't be loaded are left out, with a warning in the log.
-
-        :param limit: how many at most.
-        """
-        return dead.find(cls, session, limit)
-
-    @classmethod
-    def requeue(
-        cls: type[Q], session: SessionOrConnection, messages: Iterable[Q] | None = None
-    ) -> int:
-        """Make dead messages ready to be delivered again, as if for the first time.
-
-        :param session: a Session or Connection; they go out when it commits.
-        :param messages: those to requeue; any that aren't dead are skipped. Default: all dead ones.
-        :return: how many were requeued.
-        """
-        return dead.requeue(cls, session, messages)
-
-    @classmethod
-    def purge_dead(
-        cls: type[MessageQueueMixin],
-        session: SessionOrConnection,
-        older_than: float | timedelta | None = None,
-    ) -> int:
-        """Delete dead messages.
-
-        :param session: a Session or Connection.
-        :param older_than: seconds, or a timedelta, since they were enqueued. Default: any age.
-        :return: how many were deleted.
-        :raises InvalidArgument: when ``older_than`` is given and the layout keeps no such time.
-        """
-        return dead.purge(cls, session, older_than)
-
-    @classmethod
-    def stats(cls: type[MessageQueueMixin], session: SessionOrConnection) -> QueueStats:
-        """Count the messages by their state, in one query over one index.
-
-        :param session: a Session or Connection.
-        """
-        return count(cls, session)
-
     def _set_delivery_time(self, nanoseconds: int) -> None:
         if is_enqueued(self):
             raise InvalidArgument(
                 "deliver_at and deliver_in are for messages that aren't enqueued yet; "
-                "use message.retry(session, delay=...)"
+                "use message.retry(session, delay=...) for one that was received, and "
+                f"{type(self).__name__}.reschedule(session, [message], ...) for one that waits"
             )
         self.time_next = nanoseconds
         if "time_scheduled" in type(self).__table__.c:
@@ -299,7 +277,10 @@ def _keep_from_update(
     """Revert changes of the queue's own columns that a flush would write."""
     state = inspect(message)
     attributes = state.attrs
-    for name in _SET_BY_SETTLEMENTS:
+    options = type(message).__queue__
+    added = [REVISION, NEXT_DUE_ATTRIBUTE] * (options.unique_by is not None)
+    added += [SEQ] * (options.ordered_by is not None)
+    for name in (*_SET_BY_SETTLEMENTS, *added):
         if name not in attributes:
             continue  # The layout has no such column.
         history = attributes[name].history
@@ -314,10 +295,20 @@ def _ack_deleted(_mapper: Mapper[Any], connection: Connection, message: MessageQ
     """Ack a received message that is deleted: if somebody else did first, this transaction ends."""
     if (lease := lease_of(message)) is not None:
         model = type(message)
-        settle.ack(model, connection, settle.unsettled(model, connection, [lease]))
+        if settle.ack_unsettled(model, connection, [lease]):
+            raise AlreadySettled(
+                f"message {message.id} of {queue_table(model).name!r} must not be deleted: its "
+                "payload was replaced, and has to be delivered. Ack it instead",
+                message_ids=[message.id],
+            )
 
 
-_API = frozenset(name for name in vars(MessageQueueMixin) if not name.startswith("__"))
+_API = frozenset(
+    name
+    for cls in (ChangeableQueue, EnqueueableQueue, MessageQueueMixin)
+    for name in vars(cls)
+    if not name.startswith("__")
+)
 
 
 @event.listens_for(MessageQueueMixin, "instrument_class", propagate=True)
@@ -330,25 +321,37 @@ def _define_queue(mapper: Mapper[Any], cls: type[MessageQueueMixin]) -> None:
             f"(__abstract__ = True) or a mixin instead of from {mapper.inherits.class_.__name__}"
         )
     if not isinstance(table, Table):
-        raise InvalidQueue(f"{cls.__name__}: a queue is mapped to a Table, not to {table!r}")
+        raise InvalidQueue(f"{cls.__name__}: a queue is mapped to a Table, not to {shown(table)}")
     try:
         check_version(cls)
         _check_attributes(cls, table)
+        add_order_columns(table, _options(cls), defaults.default_place)
         make_queue_table(table, _options(cls))
+        if is_ordered(table):
+            _check_place(cls)
+        # The mapper looks at the table's columns after this event.
+        unmapped = (OPEN, *UNMAPPED) if is_ordered(table) else UNMAPPED
+        own = {name for name in unmapped if name in table.c and OPTIONS_KEY in table.c[name].info}
+        mapper.exclude_properties = {*(mapper.exclude_properties or ()), *own}
+        if _options(cls).pausable:
+            pause_table(table)
     except InvalidQueue:
         table.metadata.remove(table)  # Else create_all would make a broken table.
         raise
 
 
 @event.listens_for(MessageQueueMixin, "after_mapper_constructed", propagate=True)
-def _extend_constructor(_mapper: Mapper[Any], cls: type[MessageQueueMixin]) -> None:
+def _complete_class(mapper: Mapper[Any], cls: type[MessageQueueMixin]) -> None:
     enqueue.extend_constructor(cls)
+    map_next_due(mapper)
 
 
 def _options(cls: type[MessageQueueMixin]) -> QueueOptions:
     options = cls.__queue__
     if not isinstance(options, QueueOptions):
-        raise InvalidArgumentType(f"{cls.__name__}.__queue__={options!r}: expected QueueOptions")
+        raise InvalidArgumentType(
+            f"{cls.__name__}.__queue__={shown(options)}: expected QueueOptions"
+        )
     return options
 
 
@@ -372,6 +375,14 @@ def _check_attributes(cls: type[MessageQueueMixin], table: Table) -> None:
             )
     if not all(_is_own(table, name) for name in LAYOUTS[_options(cls).layout].columns):
         raise InvalidQueue(_not_declarative(cls))
+
+
+def _check_place(cls: type[MessageQueueMixin]) -> None:
+    if hasattr(cls, SEQ):
+        raise InvalidQueue(
+            f"{cls.__name__}.{SEQ}: in a queue with ordered_by, the name belongs to the message's "
+            "place; choose another"
+        )
 
 
 def _is_own(table: Table, column: str) -> bool:

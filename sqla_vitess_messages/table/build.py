@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Constraint, Index, Table
+from sqlalchemy import Connection, Constraint, Index, Table, event
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import DDLCompiler, IdentifierPreparer
 
 from ..errors import InvalidQueue
 from ..vitess.server import is_mysql
+from .indexes import index_specs
 from .layouts import LAYOUTS, IndexSpec
-from .options import OPTIONS_KEY, QueueOptions, queue_options
+from .options import OPTIONS_KEY, QueueOptions, is_queue, queue_options
+from .order import add_order_columns, check_order_columns
+from .ticks import add_ticks_table
+from .unique import UNSTREAMED, add_unique_columns, check_unique_columns
 from .validate import check_columns, check_message_cols, check_shard_columns
 
 __all__ = [
@@ -33,6 +37,7 @@ class InlineIndexes(Constraint):
     """Renders a queue's indexes inside CREATE TABLE, so that one statement makes it on MySQL."""
 
     __visit_name__ = "message_queue_indexes"
+    _column_flag = False  # Table.to_metadata reads it of each constraint.
 
     def __init__(self, **kw: Any) -> None:
         super().__init__(**kw)
@@ -46,7 +51,7 @@ class InlineIndexes(Constraint):
 
 @compiles(InlineIndexes)
 def _compile_inline_indexes(element: InlineIndexes, compiler: DDLCompiler, **_kw: Any) -> str:
-    specs = LAYOUTS[queue_options(element.table).layout].indexes
+    specs = index_specs(queue_options(element.table))
     return ", \n\t".join(render_inline_index(spec, compiler.preparer) for spec in specs)
 
 
@@ -73,6 +78,10 @@ def make_queue_table(table: Table, options: QueueOptions) -> None:
     """
     layout = LAYOUTS[options.layout]
     check_columns(table, layout)
+    check_order_columns(table, options)
+    add_order_columns(table, options)
+    check_unique_columns(table, options)
+    add_unique_columns(table, options)
     if options.message_cols is None and layout.streams_all:
         options = options.replace(message_cols=streamed_columns(table))
     check_shard_columns(table, options)
@@ -84,9 +93,19 @@ def make_queue_table(table: Table, options: QueueOptions) -> None:
     # A reflected table has the indexes of the database.
     reflected = index_names(table, inline=True) | index_names(table, inline=False)
     table.indexes.difference_update({i for i in table.indexes if i.name in reflected})
-    for spec in layout.indexes:
-        index = Index(index_name(table, spec), *index_columns(table, spec), unique=spec.unique)
-        index.ddl_if(callable_=_creates_indexes_separately)
+    for spec in index_specs(options):
+        Index(index_name(table, spec), *index_columns(table, spec), unique=spec.unique)
+    add_ticks_table(table.metadata)
+
+
+@event.listens_for(Table, "before_create")
+def _create_indexes_once(table: Table, _connection: Connection, **_kw: Any) -> None:
+    """Leave out the indexes that CREATE TABLE contains. A copy of a table would forget it."""
+    if is_queue(table):
+        own = index_names(table, inline=False)
+        for index in table.indexes:
+            if index.name in own:
+                index.ddl_if(callable_=_creates_indexes_separately)
 
 
 def _comment(table: Table, options: QueueOptions) -> str:
@@ -105,9 +124,11 @@ def _comment(table: Table, options: QueueOptions) -> str:
 
 
 def streamed_columns(table: Table) -> list[str]:
-    """Return the default of ``message_cols``: every column, ``id`` and ``epoch`` first."""
+    """Return the default of ``message_cols``: every column that instances have,
+    ``id`` and ``epoch`` first."""
     first = ["id", "epoch"]
-    return first + [column.name for column in table.columns if column.name not in first]
+    others = [column for column in table.columns if column.name not in first]
+    return first + [column.name for column in others if UNSTREAMED not in column.info]
 
 
 def index_columns(table: Table, spec: IndexSpec) -> list[Any]:
@@ -129,7 +150,7 @@ def index_names(table: Table, *, inline: bool) -> set[str]:
 
     :param inline: whether they are part of CREATE TABLE, as on MySQL.
     """
-    specs = LAYOUTS[queue_options(table).layout].indexes
+    specs = index_specs(queue_options(table))
     return {spec.name if inline else index_name(table, spec) for spec in specs}
 
 

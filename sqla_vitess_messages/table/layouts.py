@@ -21,16 +21,22 @@ from sqlalchemy.sql.compiler import DDLCompiler
 from .options import Layout
 
 __all__ = [
+    "DEAD",
     "DEFAULT_PRIORITY",
     "LAYOUTS",
     "IndexSpec",
     "LayoutSpec",
+    "TinyInteger",
     "column_settings",
     "make_columns",
 ]
 
 DEFAULT_PRIORITY = 50
 """Vitess's own default. Lower numbers are delivered first."""
+
+
+DEAD = 2**63 - 1
+"""``time_next`` of a message that failed for good: it is never due."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,13 @@ LAYOUTS: dict[Layout, LayoutSpec] = {
 }
 
 
-class _TinyInteger(SmallInteger):
+class TinyInteger(SmallInteger):
     """MySQL's TINYINT, without importing its dialect, which would take 10 ms."""
 
 
-@compiles(_TinyInteger, "mysql")
-@compiles(_TinyInteger, "mariadb")
-def _compile_tiny_integer(_type: _TinyInteger, _compiler: DDLCompiler, **_kw: Any) -> str:
+@compiles(TinyInteger, "mysql")
+@compiles(TinyInteger, "mariadb")
+def _compile_tiny_integer(_type: TinyInteger, _compiler: DDLCompiler, **_kw: Any) -> str:
     return "TINYINT"
 
 
@@ -92,7 +98,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "time_next": {"server_default": "0"},  # The poller never finds rows where it is NULL.
     "epoch": {"nullable": False, "server_default": "0"},
     "priority": {
-        "type_": _TinyInteger,
+        "type_": TinyInteger,
         "nullable": False,
         "server_default": str(DEFAULT_PRIORITY),
     },

@@ -12,6 +12,7 @@ from sqlalchemy import Column, Table
 
 from ..clock import to_seconds
 from ..errors import InvalidArgument, InvalidArgumentType, InvalidQueue
+from ..shown import shown
 
 __all__ = [
     "FORBIDDEN_IN_NAMES",
@@ -208,6 +209,18 @@ class QueueOptions(CommentOptions):
     :param vindex: how the shard follows from these columns: a vindex type that needs no
         parameters, such as ``"hash"`` or ``"xxhash"``, or the name of a vindex that the keyspace
         has. Required with ``shard_by``.
+    :param unique_by: the column (or columns) of a key, of which the queue has at most one unsettled
+        message at a time; see :meth:`.EnqueueableQueue.enqueue`. With ``shard_by``, its columns
+        are among them.
+    :param pausable: whether ``Model.pause`` can pause the queue. That needs a small table, which
+        ``create_all`` and Alembic's autogenerate create, and each subscriber reads from it twice a
+        second.
+    :param ordered_by: the column (or columns) with the key of a message. Those with the same key
+        are handed out one at a time, in the order in which they were enqueued; those with different
+        keys in parallel. It must include the columns of ``shard_by``. Such a queue can't be
+        streamed, only pulled.
+    :param halt_on_dead: whether a dead message stops the later ones of its key, until it is
+        requeued, cancelled or purged. Only with ``ordered_by``.
     :raises InvalidArgument: when a value is out of range. Vitess stops reloading the schema of the
         whole tablet over some such values, and misbehaves silently over others.
     :raises InvalidArgumentType: when a value is of another type.
@@ -216,6 +229,10 @@ class QueueOptions(CommentOptions):
     layout: Layout
     shard_by: tuple[str, ...] | None
     vindex: str | None
+    unique_by: tuple[str, ...] | None
+    pausable: bool
+    ordered_by: tuple[str, ...] | None
+    halt_on_dead: bool
 
     def __init__(
         self,
@@ -231,6 +248,10 @@ class QueueOptions(CommentOptions):
         layout: Layout = "portable",
         shard_by: str | Sequence[str] | None = None,
         vindex: str | None = None,
+        unique_by: str | Sequence[str] | None = None,
+        pausable: bool = False,
+        ordered_by: str | Sequence[str] | None = None,
+        halt_on_dead: bool = False,
     ) -> None:
         super().__init__(
             ack_wait=ack_wait,
@@ -244,18 +265,59 @@ class QueueOptions(CommentOptions):
         )
         self._set(
             layout=layout,
-            shard_by=None if shard_by is None else _shard_columns(shard_by),
+            shard_by=None if shard_by is None else _names("shard_by", shard_by),
             vindex=vindex,
+            unique_by=None if unique_by is None else _names("unique_by", unique_by),
+            pausable=pausable,
+            ordered_by=None if ordered_by is None else _names("ordered_by", ordered_by),
+            halt_on_dead=halt_on_dead,
         )
         if layout not in get_args(Layout):
-            raise InvalidArgument(f"layout={layout!r}: expected one of {get_args(Layout)}")
-        if (shard_by is None) != (vindex is None):
+            raise InvalidArgument(f"layout={shown(layout)}: expected one of {get_args(Layout)}")
+        self._check_shards()
+        if not isinstance(pausable, bool):
+            raise InvalidArgumentType(f"pausable={shown(pausable)}: expected True or False")
+        self._check_key()
+        self._check_order()
+
+    def _check_shards(self) -> None:
+        if (self.shard_by is None) != (self.vindex is None):
             raise InvalidArgument(
-                f"shard_by={shard_by!r} and vindex={vindex!r}: give both, the same as for the data "
-                "that the messages commit with, or neither"
+                f"shard_by={shown(self.shard_by)} and vindex={shown(self.vindex)}: give both, "
+                "the same as for the data that the messages commit with, or neither"
             )
-        if vindex is not None and not (isinstance(vindex, str) and vindex):
-            raise InvalidArgumentType(f"vindex={vindex!r}: expected a name such as 'hash'")
+        if self.vindex is not None and not (isinstance(self.vindex, str) and self.vindex):
+            raise InvalidArgumentType(
+                f"vindex={shown(self.vindex)}: expected a name such as 'hash'"
+            )
+
+    def _check_key(self) -> None:
+        if self.unique_by is not None and (missing := {*(self.shard_by or ())} - {*self.unique_by}):
+            raise InvalidArgument(
+                f"unique_by={shown(self.unique_by)}: lacks {', '.join(sorted(missing))} of "
+                "shard_by; a shard knows only its own messages, so those of one key must be in one "
+                "shard"
+            )
+
+    def _check_order(self) -> None:
+        if not isinstance(self.halt_on_dead, bool):
+            raise InvalidArgumentType(f"halt_on_dead={shown(self.halt_on_dead)}: expected a bool")
+        if self.ordered_by is None:
+            if self.halt_on_dead:
+                raise InvalidArgument(
+                    "halt_on_dead=True: only a queue with ordered_by has an order to halt"
+                )
+        elif missing := {*(self.shard_by or ())} - {*self.ordered_by}:
+            raise InvalidArgument(
+                f"ordered_by={shown(self.ordered_by)}: lacks {', '.join(sorted(missing))} of "
+                "shard_by; a shard knows only its own messages, so those of one key must be in one "
+                "shard"
+            )
+        elif self.unique_by is not None and (missing := {*self.ordered_by} - {*self.unique_by}):
+            raise InvalidArgument(
+                f"unique_by={shown(self.unique_by)}: lacks {', '.join(sorted(missing))} of "
+                "ordered_by; a message that is replaced must stay in its place"
+            )
 
 
 def _duration(name: str, value: float | timedelta) -> float:
@@ -264,35 +326,43 @@ def _duration(name: str, value: float | timedelta) -> float:
 
 def _count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgumentType(f"{name}={value!r}: expected an int")
+        raise InvalidArgumentType(f"{name}={shown(value)}: expected an int")
     if not 1 <= value <= 1_000_000:
-        raise InvalidArgument(f"{name}={value!r}: expected from 1 to 1000000")
+        raise InvalidArgument(f"{name}={shown(value)}: expected from 1 to 1000000")
     return value
 
 
 def _columns(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise InvalidArgumentType(f"message_cols={names!r}: expected a sequence of column names")
+    if isinstance(names, str) or not _are_names(names):
+        raise InvalidArgumentType(
+            f"message_cols={shown(names)}: expected a sequence of column names"
+        )
     if not names or names[0] != "id":
-        raise InvalidArgument(f"message_cols={names!r}: must begin with 'id'")
+        raise InvalidArgument(f"message_cols={shown(names)}: must begin with 'id'")
     if len({name.lower() for name in names}) < len(names):
-        raise InvalidArgument(f"message_cols={names!r}: names a column twice")
+        raise InvalidArgument(f"message_cols={shown(names)}: names a column twice")
     for name in names:
         if not name or any(mark in name for mark in FORBIDDEN_IN_NAMES):
             raise InvalidArgument(
-                f"message_cols={names!r}: {name!r} can't be written in a table comment, "
+                f"message_cols={shown(names)}: {shown(name)} can't be written in a table comment, "
                 f"where {' '.join(FORBIDDEN_IN_NAMES)} separate the parts"
             )
     return tuple(names)
 
 
-def _shard_columns(names: str | Sequence[str]) -> tuple[str, ...]:
-    given = (names,) if isinstance(names, str) else tuple(names)
-    if not given or not all(isinstance(name, str) and name for name in given):
-        raise InvalidArgumentType(f"shard_by={names!r}: expected one column's name, or several")
+def _names(argument: str, names: str | Sequence[str]) -> tuple[str, ...]:
+    given = (names,) if isinstance(names, str) else names
+    if not _are_names(given) or not given or not all(given):
+        raise InvalidArgumentType(
+            f"{argument}={shown(names)}: expected one column's name, or several"
+        )
     if len(set(given)) < len(given):
-        raise InvalidArgument(f"shard_by={names!r}: names a column twice")
-    return given
+        raise InvalidArgument(f"{argument}={shown(names)}: names a column twice")
+    return tuple(given)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(name, str) for name in value)
 
 
 def to_number(value: float) -> str:

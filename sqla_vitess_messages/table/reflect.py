@@ -7,7 +7,9 @@ from sqlalchemy import Connection, Engine, Table, inspect
 from ..errors import QueueNotFound
 from ..vitess.server import is_mysql, is_vitess
 from .build import index_names
-from .options import MARK
+from .options import MARK, queue_options
+from .pauses import PAUSES
+from .validate import check_schema
 
 __all__ = ["check_database", "foreign_keys_to"]
 
@@ -16,13 +18,20 @@ def check_database(connection: Connection, table: Table) -> None:
     """Check that the database has the table and that it is this queue.
 
     :raises QueueNotFound: with what is missing and the remedy.
+    :raises InvalidQueue: when the table has a schema that the server can't work with.
     """
+    check_schema(connection, table)
     inspector, schema = inspect(connection), connection.schema_for_object(table)
     if not inspector.has_table(table.name, schema=schema):
         where = "the database" if schema is None else f"schema {schema!r}"
         raise QueueNotFound(
             f"{where} has no table {table.name!r}; create it with "
             "Base.metadata.create_all(engine), or run the migrations"
+        )
+    if queue_options(table).pausable and not inspector.has_table(PAUSES, schema=schema):
+        raise QueueNotFound(
+            f"the database has no table {PAUSES!r}, which queues with pausable=True need; create "
+            "it with Base.metadata.create_all(engine), or run the migrations"
         )
     existing = {column["name"] for column in inspector.get_columns(table.name, schema)}
     if missing := [column.name for column in table.columns if column.name not in existing]:

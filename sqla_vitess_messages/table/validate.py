@@ -11,6 +11,7 @@ from sqlalchemy import Column, Connection, Integer, Table, event
 
 from ..errors import InvalidQueue
 from ..vitess.server import is_vitess, vitess_major
+from .keys import check_key
 from .layouts import LAYOUTS, LayoutSpec
 from .options import (
     FORBIDDEN_IN_NAMES,
@@ -18,10 +19,10 @@ from .options import (
     CommentOptions,
     Layout,
     QueueOptions,
-    column_named,
     is_queue,
     queue_options,
 )
+from .unique import REVISION, UNSTREAMED
 
 __all__ = [
     "VITESS_REQUIRES",
@@ -29,6 +30,7 @@ __all__ = [
     "check_layout",
     "check_message_cols",
     "check_message_table",
+    "check_schema",
     "check_shard_columns",
 ]
 
@@ -96,13 +98,15 @@ def check_message_cols(table: Table, layout: LayoutSpec, options: QueueOptions) 
     :raises InvalidQueue: with the columns that don't exist or are missing.
     """
     names = options.message_cols or ()
-    known = {column.name for column in table.columns}
+    known = {column.name for column in table.columns if UNSTREAMED not in column.info}
     if unknown := [name for name in names if name not in known]:
         raise InvalidQueue(
             f"message_cols of table {table.name!r}: it has no column {', '.join(unknown)}; "
             "Vitess would stop reloading the schema"
         )
     needed = {"epoch", *layout.primary_key, *(options.shard_by or ())}
+    if options.unique_by:
+        needed.add(REVISION)
     if missing := sorted(needed - set(names)):
         raise InvalidQueue(
             f"message_cols of table {table.name!r}: lacks {', '.join(missing)}, without which a "
@@ -115,23 +119,14 @@ def check_shard_columns(table: Table, options: QueueOptions) -> None:
 
     :raises InvalidQueue: for one that doesn't exist, belongs to the queue, or may be NULL.
     """
-    for name in options.shard_by or ():
-        column = column_named(table, name)
-        if column is None:
-            raise InvalidQueue(
-                f"shard_by of table {table.name!r}: it has no column {name!r}, only "
-                f"{', '.join(column.name for column in table.columns)}"
-            )
-        if name in LAYOUTS[options.layout].columns and name != "id":
-            raise InvalidQueue(
-                f"shard_by of table {table.name!r}: {name!r} can't determine the shard; name "
-                "payload columns, or 'id'"
-            )
-        if column.nullable:
-            raise InvalidQueue(
-                f"shard_by of table {table.name!r}: column {name!r} may be NULL, and then belongs "
-                "to no shard; declare it nullable=False"
-            )
+    check_key(
+        table,
+        "shard_by",
+        options.shard_by or (),
+        unfit={*LAYOUTS[options.layout].columns} - {"id"},
+        because="can't determine the shard; name payload columns, or 'id'",
+        if_null="then belongs to no shard",
+    )
 
 
 @event.listens_for(Table, "before_create")
@@ -139,7 +134,26 @@ def _check_before_create(table: Table, connection: Connection | None, **_kw: Any
     """Refuse a message table that would harm the tablet, whoever defined it."""
     check_message_table(table)
     if is_queue(table):
+        check_schema(connection, table)
         check_layout(connection, table.name, queue_options(table).layout)
+
+
+def check_schema(connection: Connection | None, table: Table) -> None:
+    """Check that a table isn't in a keyspace that its columns would be qualified with.
+
+    Source: vtgate leaves the keyspace out of a table's name, and not out of the columns' names. The
+    tablet then knows no such column (error 1054).
+
+    :raises InvalidQueue: for a table with a schema, be it of an engine's ``schema_translate_map``.
+    """
+    if connection is None or not is_vitess(connection):
+        return
+    if (schema := connection.schema_for_object(table)) is not None:
+        raise InvalidQueue(
+            f"table {table.name!r}: its schema is {schema!r}, and Vitess refuses statements whose "
+            "columns are qualified with a keyspace; leave the schema out, and connect to that "
+            f"keyspace, with a URL that ends in /{schema}"
+        )
 
 
 def check_layout(connection: Connection | None, name: str, layout: Layout) -> None:
