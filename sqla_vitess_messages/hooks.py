@@ -12,13 +12,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
-from sqlalchemy import Connection, Delete, Engine, Insert, Update, event, inspect
-from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy import Connection, Delete, Insert, Update, event, inspect
 from sqlalchemy.orm import (
     Mapper,
     ORMExecuteState,
@@ -31,20 +30,15 @@ from sqlalchemy.orm import (
 
 from .errors import InvalidArgument, InvalidArgumentType
 from .mixin import MessageQueueMixin
-from .rows.settle import connection_of, refuse_autocommit
+from .rows.enqueue_unique import IfExists, check_if_exists
+from .sessions import AnySession, add_messages, connection_for, engines_of, sync_session
+from .shown import shown
+from .topics.topic import Emitted, messages_of
 
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
-
-__all__ = ["AnySession", "Change", "Emitted", "emits", "on_commit", "without_emits"]
+__all__ = ["Change", "emits", "on_commit", "without_emits"]
 
 F = TypeVar("F", bound=Callable[[Any], Any])
 
-AnySession = Union[Session, "scoped_session[Any]", "AsyncSession", "async_scoped_session[Any]"]
-"""A session of threads or of asyncio."""
-
-Emitted = MessageQueueMixin | Iterable[MessageQueueMixin] | None
-"""The return value of a hook: a message, several, or none."""
 
 Change = Literal["insert", "update", "delete"]
 """A change of a row, as :func:`emits` names it."""
@@ -58,7 +52,9 @@ _MAX_ROUNDS = 100
 """How often factories may add factories, as SQLAlchemy's commit flushes at most so often."""
 
 
-def on_commit(session: AnySession, factory: Callable[[], Emitted]) -> None:
+def on_commit(
+    session: AnySession, factory: Callable[[], Emitted], *, if_exists: IfExists = "raise"
+) -> None:
     """Call ``factory`` just before the transaction's last flush, and enqueue what it returns.
 
     The factory is discarded when the transaction rolls back, or the savepoint in which it was
@@ -66,31 +62,37 @@ def on_commit(session: AnySession, factory: Callable[[], Emitted]) -> None:
 
     :param session: a Session, a scoped_session or one of their asyncio counterparts. If it has no
         transaction, one begins.
-    :param factory: takes no arguments and returns a message, several, or None. It may call
-        ``on_commit`` again.
+    :param factory: takes no arguments and returns a message, an event of a topic, several of them,
+        or None. It may call ``on_commit`` again.
+    :param if_exists: as of :meth:`.EnqueueableQueue.enqueue`. By default, the session adds the
+        messages, and its flush fails if one of the same key exists.
+    :raises InvalidArgument: for another value of ``if_exists``.
     :raises InvalidArgumentType: when an argument has another type.
     """
     if not callable(factory):
-        raise InvalidArgumentType(f"factory={factory!r}: expected a callable without arguments")
-    session = _sync_session(session)
+        raise InvalidArgumentType(
+            f"factory={shown(factory)}: expected a callable without arguments"
+        )
+    check_if_exists(if_exists)
+    session = sync_session(session)
     factories: _Factories | None = session.info.get(_FACTORIES)
     if factories is None:
         factories = session.info[_FACTORIES] = _Factories(session)
-    factories.add(session, factory)
+    factories.add(session, factory, if_exists)
 
 
 class _Factories:
     """The factories of one session, each with the transaction or savepoint it belongs to."""
 
     def __init__(self, session: Session) -> None:
-        self._factories: list[tuple[SessionTransaction, Callable[[], Emitted]]] = []
+        self._factories: list[tuple[SessionTransaction, Callable[[], Emitted], IfExists]] = []
         event.listen(session, "before_commit", self._before_commit)
         event.listen(session, "after_soft_rollback", self._after_soft_rollback)
         event.listen(session, "after_transaction_end", self._after_transaction_end)
 
-    def add(self, session: Session, factory: Callable[[], Emitted]) -> None:
+    def add(self, session: Session, factory: Callable[[], Emitted], if_exists: IfExists) -> None:
         transaction = session.get_nested_transaction() or session.get_transaction()
-        self._factories.append((transaction or session.begin(), factory))
+        self._factories.append((transaction or session.begin(), factory, if_exists))
 
     def _before_commit(self, session: Session) -> None:
         if session.in_nested_transaction():
@@ -100,10 +102,11 @@ class _Factories:
                 return
             session.flush()  # So that the factories see generated keys.
             factories, self._factories = self._factories, []
-            for _transaction, factory in factories:
-                for message in _messages(factory(), factory):
-                    _connection_for(session, message, _engines(session))
-                    session.add(message)
+            for _transaction, factory, if_exists in factories:
+                messages = messages_of(factory(), factory)
+                for message in messages:
+                    connection_for(session, type(message), engines_of(session))
+                add_messages(session, messages, if_exists)
         raise InvalidArgument(
             f"on_commit: the factories still added others after {_MAX_ROUNDS} rounds"
         )
@@ -129,6 +132,7 @@ class _Emitter(NamedTuple):
     model: type[Any]
     function: Callable[[Any], Emitted]
     when: Callable[[Any], object] | None
+    if_exists: IfExists
 
 
 class _Changed(NamedTuple):
@@ -142,7 +146,10 @@ _emitters: dict[tuple[type[Any], Change], list[_Emitter]] = defaultdict(list)
 
 
 def emits(
-    model: type[Any], *changes: Change, when: Callable[[Any], object] | None = None
+    model: type[Any],
+    *changes: Change,
+    when: Callable[[Any], object] | None = None,
+    if_exists: IfExists = "raise",
 ) -> Callable[[F], F]:
     """Decorate a function that returns messages about an inserted, updated or deleted object.
 
@@ -161,23 +168,26 @@ def emits(
         later; but queues only if ``model`` is a queue.
     :param changes: one or more of ``"insert"``, ``"update"``, ``"delete"``.
     :param when: takes the object; the function is called only if it returns a true value.
-    :raises InvalidArgument: for an unknown change, or for none.
+    :param if_exists: as of :meth:`.EnqueueableQueue.enqueue`. By default, the flush fails if a
+        message of the same key exists.
+    :raises InvalidArgument: for an unknown change, for none, or another value of ``if_exists``.
     :raises InvalidArgumentType: when an argument has another type.
     """
     if not isinstance(model, type):
-        raise InvalidArgumentType(f"model={model!r}: expected a class")
+        raise InvalidArgumentType(f"model={shown(model)}: expected a class")
     if unknown := [change for change in changes if change not in get_args(Change)]:
-        raise InvalidArgument(f"changes={unknown!r}: expected some of {get_args(Change)}")
+        raise InvalidArgument(f"changes={shown(unknown)}: expected some of {get_args(Change)}")
     if not changes:
         raise InvalidArgument(f"changes=(): expected some of {get_args(Change)}")
     if when is not None and not callable(when):
-        raise InvalidArgumentType(f"when={when!r}: expected a callable")
+        raise InvalidArgumentType(f"when={shown(when)}: expected a callable")
+    check_if_exists(if_exists)
 
     def register(function: F) -> F:
         if not callable(function):
-            raise InvalidArgumentType(f"emits decorates a function, not {function!r}")
+            raise InvalidArgumentType(f"emits decorates a function, not {shown(function)}")
         _listen_to_sessions()
-        emitter = _Emitter(model, function, when)
+        emitter = _Emitter(model, function, when, if_exists)
         for change in dict.fromkeys(changes):
             _emitters[model, change].append(emitter)
             listener = partial(_record_change, emitter, change)
@@ -194,7 +204,7 @@ def without_emits(session: Session | scoped_session[Any]) -> Iterator[None]:
     The session is flushed before and after the block, so that exactly the block's changes are
     exempt. With an AsyncSession, put the block into a function for ``AsyncSession.run_sync``.
     """
-    session = _sync_session(session)
+    session = sync_session(session)
     session.flush()
     session.info[_OFF] = session.info.get(_OFF, 0) + 1
     try:
@@ -234,18 +244,18 @@ def _before_flush(session: Session, *_flush: object) -> None:
 
 
 def _after_flush(session: Session, _flush: object) -> None:
-    messages: dict[Connection, list[MessageQueueMixin]] = defaultdict(list)
+    messages: dict[tuple[Connection, IfExists], list[MessageQueueMixin]] = defaultdict(list)
     for changed, emitter in session.info.pop(_CHANGES, ()):
         if emitter.when is None or emitter.when(changed):
-            for message in _messages(emitter.function(changed), emitter.function):
+            for message in messages_of(emitter.function(changed), emitter.function):
                 engine = session.get_bind(object_mapper(changed)).engine
-                connection = _connection_for(session, message, {engine})
-                messages[connection].append(message)
-    for connection, of_connection in messages.items():
+                connection = connection_for(session, type(message), {engine})
+                messages[connection, emitter.if_exists].append(message)
+    for (connection, if_exists), of_connection in messages.items():
         # In this session the messages would be inserted by the next flush. A savepoint that begins
         # with the current one would include them, and its rollback would undo them.
         with Session(connection, join_transaction_mode="rollback_only") as inner:
-            inner.add_all(of_connection)
+            add_messages(inner, of_connection, if_exists)
             inner.flush()
 
 
@@ -287,61 +297,3 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
-
-
-def _messages(returned: Emitted, hook: Callable[..., Any]) -> list[MessageQueueMixin]:
-    if returned is None:
-        return []
-    if isinstance(returned, MessageQueueMixin):
-        return [returned]
-    messages = list(returned) if isinstance(returned, Iterable) else [returned]
-    for message in messages:
-        if not isinstance(message, MessageQueueMixin):
-            raise InvalidArgumentType(
-                f"{getattr(hook, '__qualname__', hook)} returned {message!r}: expected a message, "
-                "several, or None"
-            )
-    return messages
-
-
-def _engines(session: Session) -> set[Engine]:
-    """Return the engines on which a session writes its data."""
-    if session.bind is not None:
-        return {session.bind.engine}
-    transaction = session.get_transaction()
-    # Not public. Listening for after_begin instead would have to begin before the transaction
-    # does, and so on every session of the process.
-    connections = {} if transaction is None else transaction._connections
-    return {connection.engine for connection, *_ in connections.values()}
-
-
-def _connection_for(
-    session: Session, message: MessageQueueMixin, expected: set[Engine]
-) -> Connection:
-    """Return the connection on which a message is inserted.
-
-    :param expected: the engines of the data that it commits with, as far as they are known.
-    :raises InvalidArgument: when it can't commit with the data.
-    """
-    name = type(message).__name__
-    try:
-        connection = connection_of(type(message), session)
-    except UnboundExecutionError as error:
-        raise InvalidArgument(f"{name}: the session has no engine for this queue") from error
-    if expected and connection.engine not in expected:
-        raise InvalidArgument(
-            f"{name}: its queue is on {connection.engine!r}, the session's data on {expected!r}; "
-            "the message can't commit with the data. Put the queue into the same database"
-        )
-    refuse_autocommit(connection, name)
-    return connection
-
-
-def _sync_session(session: AnySession) -> Session:
-    found: Any = session
-    if not isinstance(found, Session) and callable(found):
-        found = found()  # A scoped session is the registry of sessions.
-    found = getattr(found, "sync_session", found)
-    if not isinstance(found, Session):
-        raise InvalidArgumentType(f"session={session!r}: expected a Session or an AsyncSession")
-    return found

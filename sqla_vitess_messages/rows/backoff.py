@@ -27,7 +27,9 @@ def random_jitter() -> int:
     return round(random.uniform(1 - JITTER, 1 + JITTER) * 100)
 
 
-def backoff(attempts: ColumnElement[int], options: QueueOptions, jitter: int) -> ColumnElement[Any]:
+def backoff(
+    attempts: ColumnElement[int], options: QueueOptions, jitter: int | ColumnElement[int]
+) -> ColumnElement[Any]:
     """Return min_backoff · 2^attempts ± a third in ns, within min_backoff and max_backoff.
 
     Source: ``buildPostponeQuery`` in ``go/vt/vttablet/tabletserver/messager/message_manager.go``.
@@ -40,7 +42,7 @@ def backoff(attempts: ColumnElement[int], options: QueueOptions, jitter: int) ->
     least = to_nanoseconds(options.first_backoff)
     most_doublings = _most_doublings(options)
     doublings = case((attempts > most_doublings, most_doublings), (attempts < 0, 0), else_=attempts)
-    wanted = literal(least // 100 * jitter, BigInteger).bitwise_lshift(doublings)
+    wanted = (literal(least // 100, BigInteger) * jitter).bitwise_lshift(doublings)
     limits = [(wanted < least, literal(least, BigInteger))]
     if options.max_backoff is not None:
         most = to_nanoseconds(options.max_backoff)

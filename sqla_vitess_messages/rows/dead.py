@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, delete, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..logs import get_logger
+from ..shown import shown
+from ..table.options import queue_options
+from ..table.order import is_ordered
 from . import states
-from .loading import load_separately, may_be_a_row
+from .loading import Portions, load_separately
 from .message import Message, queue_table
-from .queries import CHUNK, chunks
+from .places import place_last
+from .queries import CHUNK
 from .reasons import describe_error
+from .requeue_unique import requeue_unique
+from .selection import flush_and_connect, portions
 from .settle import SessionOrConnection, connection_of
 
 __all__ = ["find", "purge", "requeue"]
 
 M = TypeVar("M", bound=Message)
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def find(model: type[M], session: Session, limit: int) -> list[M]:
     """Find dead messages; see :meth:`.MessageQueueMixin.dead`."""
+    if not isinstance(session, (Session, scoped_session)):
+        raise InvalidArgumentType(f"session={shown(session)}: expected a Session")
     if isinstance(limit, bool) or not isinstance(limit, int):
-        raise InvalidArgumentType(f"limit={limit!r}: expected an int")
+        raise InvalidArgumentType(f"limit={shown(limit)}: expected an int")
     if limit < 1:
         raise InvalidArgument(f"limit={limit}: expected at least 1")
     table = queue_table(model)
     dead = select(model).where(states.is_dead(table))
-    try:
-        return list(session.scalars(dead.limit(limit)))
-    except Exception as error:
-        if not may_be_a_row(error):
-            raise
+    portions = Portions()
 
     def load(ids: Sequence[int]) -> Sequence[M]:
         return session.scalars(dead.where(table.c.id.in_(ids))).all()
 
     found: list[M] = []
-    for ids in _dead_ids_in_order(session, table):
-        loaded, failed = load_separately(load, ids)
+    # The ids come first, as a result may be too large, and vtgate then forgets a transaction that
+    # has begun with it.
+    for ids in _dead_ids_in_order(session, table, min(limit, CHUNK)):
+        loaded, failed = load_separately(load, ids, portions)
         found += loaded
         for message_id, failure in failed:
             log.warning(
@@ -57,14 +63,14 @@ def find(model: type[M], session: Session, limit: int) -> list[M]:
     return found[:limit]
 
 
-def _dead_ids_in_order(session: Session, table: Table) -> Iterator[list[int]]:
+def _dead_ids_in_order(session: Session, table: Table, at_once: int) -> Iterator[list[int]]:
     last = 0
     while True:
         some = (
             select(table.c.id)
             .where(states.is_dead(table), table.c.id > last)
             .order_by(table.c.id)
-            .limit(CHUNK)
+            .limit(at_once)
         )
         if not (ids := list(session.scalars(some))):
             return
@@ -72,15 +78,18 @@ def _dead_ids_in_order(session: Session, table: Table) -> Iterator[list[int]]:
         last = ids[-1]
 
 
-def requeue(
-    model: type[Message], session: SessionOrConnection, messages: Iterable[Message] | None
-) -> int:
+def requeue(model: type[Message], session: SessionOrConnection, messages_or_where: Any) -> int:
     """Make dead messages ready again; see :meth:`.MessageQueueMixin.requeue`."""
-    table, connection = queue_table(model), connection_of(model, session)
-    if messages is None:
-        groups = _dead_ids(connection, table)
-    else:
-        groups = chunks([message.id for message in messages])
+    table, connection = queue_table(model), flush_and_connect(model, session)
+    if messages_or_where is None:
+        messages_or_where = states.is_dead(table)
+    groups: Iterable[list[int]] = (
+        found["_ids"] for found in portions(model, connection, messages_or_where)
+    )
+    if is_ordered(table) and not queue_options(table).halt_on_dead:
+        groups = place_last(connection, table, groups)
+    if states.is_replaceable(table):
+        return sum(requeue_unique(connection, table, ids) for ids in groups)
     statement = states.requeue(table)
     return sum(connection.execute(statement, {"_ids": ids}).rowcount for ids in groups)
 

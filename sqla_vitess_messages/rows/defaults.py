@@ -16,8 +16,9 @@ from sqlalchemy.engine.default import DefaultExecutionContext
 from .. import clock
 from ..errors import InvalidArgument
 from .enqueue import random_id
+from .places import next_place
 
-__all__ = ["default_id", "default_next", "default_scheduled", "default_time"]
+__all__ = ["default_id", "default_next", "default_place", "default_scheduled", "default_time"]
 
 _statement_times: WeakKeyDictionary[DefaultExecutionContext, int] = WeakKeyDictionary()
 
@@ -27,14 +28,31 @@ def default_id(context: object) -> int:
 
     :raises InvalidArgument: in an INSERT … SELECT, which evaluates a default once for all rows.
     """
+    _refuse_select(context, "id", "all messages would have the same id; select an id")
+    return random_id()
+
+
+def default_place(context: object) -> int:
+    """Return the next place of a message among those of its key, another one for each row.
+
+    :raises InvalidArgument: in an INSERT … SELECT, which evaluates a default once for all rows.
+    """
+    _refuse_select(context, "seq", "the messages would have no order; select a seq")
+    return next_place()
+
+
+def _refuse_select(context: object, column: str, otherwise: str) -> None:
+    """Refuse an INSERT … SELECT, which evaluates a default once for all rows.
+
+    :param otherwise: what would become of the messages, and the remedy.
+    :raises InvalidArgument: when the statement is one.
+    """
     statement = _insert(context)
     if statement is not None and statement.select is not None:
         raise InvalidArgument(
-            f"INSERT … SELECT into {statement.table}: the default of id is evaluated once, so that "
-            "all messages would have the same id; select an id for each message as well, or "
-            "execute insert() with a list of rows"
+            f"INSERT … SELECT into {statement.table}: the default of {column} is evaluated once, "
+            f"so that {otherwise} for each message as well, or execute insert() with a list of rows"
         )
-    return random_id()
 
 
 def default_time(context: object) -> int:

@@ -17,17 +17,23 @@ from sqlalchemy.orm import EXT_CONTINUE, InstanceState, Mapper, class_mapper
 
 from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..shown import shown
 from ..table.layouts import DEFAULT_PRIORITY
+from ..table.order import SEQ, is_ordered
+from ..table.unique import REVISION
 from .local_notify import has_listeners, notify
 from .message import Message, queue_table
+from .places import place_pending
 from .pydantic import allow_columns, fields, is_pydantic
 from .queries import shard_columns
+from .states import is_replaceable
 from .transactions import call_at_commit
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 __all__ = [
+    "MAX_ID",
     "PRIORITIES",
     "extend_constructor",
     "listen",
@@ -93,14 +99,14 @@ def check(values: dict[str, Any], model: type[Message]) -> None:
         value = values.get(name)
         if value is None or (type(value) is int and value in allowed):
             continue
-        where = f"{model.__name__}.{name}={value!r}"
+        where = f"{model.__name__}.{name}={shown(value)}"
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidArgumentType(f"{where}: expected an int")
         if value not in allowed:
             raise InvalidArgument(f"{where}: expected from {allowed[0]} to {allowed[-1]}")
     if values.get("time_acked") is not None:
         raise InvalidArgument(
-            f"{model.__name__}.time_acked={values['time_acked']!r}: a message that is acked "
+            f"{model.__name__}.time_acked={shown(values['time_acked'])}: a message that is acked "
             "when it is enqueued is never delivered; leave it out"
         )
     _check_shard(values, model)
@@ -129,6 +135,8 @@ def extend_constructor(cls: type[Message]) -> None:
     original = cls.__init__
     parameters = signature(original).parameters
     accepted = set(ENQUEUE_ARGUMENTS)
+    if is_ordered(queue_table(cls)):
+        accepted.add(SEQ)
     if is_pydantic(cls):  # Its constructor takes any argument, and ignores what is no field.
         allow_columns(cls)
         columns = class_mapper(cls, configure=False).columns.keys()
@@ -151,8 +159,8 @@ def extend_constructor(cls: type[Message]) -> None:
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
     if arguments.get("deliver_at") is not None and arguments.get("deliver_in") is not None:
         raise InvalidArgument(
-            f"deliver_at={arguments['deliver_at']!r} and deliver_in={arguments['deliver_in']!r}: "
-            "give one of the two"
+            f"deliver_at={shown(arguments['deliver_at'])} and "
+            f"deliver_in={shown(arguments['deliver_in'])}: give one of the two"
         )
 
 
@@ -165,8 +173,12 @@ def _before_insert(
     _mapper: Mapper[Any], connection: Connection, state: InstanceState[Message]
 ) -> object:
     model, values = state.class_, state.dict
-    table = model.__table__
+    table = queue_table(model)
     fill(values, table.c)
+    if is_replaceable(table) and values.get(REVISION) is None:
+        values[REVISION] = 0
+    if is_ordered(table):
+        place_pending(state)
     check(values, model)
     if has_listeners(table):
         call_at_commit(connection, notify, table)

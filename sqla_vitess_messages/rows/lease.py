@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Table
 from sqlalchemy.orm import class_mapper
+from sqlalchemy.orm.attributes import instance_state
 
 from ..errors import InvalidArgument, InvalidArgumentType
 from ..events import Outcome
+from ..shown import shown
+from ..table.options import queue_options
 from .epochs import attempts
 from .message import Message, is_enqueued, queue_table
 from .queries import chunks, key_attributes, key_getter
@@ -22,6 +25,7 @@ __all__ = [
     "Confirm",
     "Lease",
     "Settling",
+    "chunks_by_payload",
     "chunks_by_shard",
     "give_lease",
     "give_leases",
@@ -31,6 +35,10 @@ __all__ = [
 
 Confirm = Callable[[Sequence["Lease"]], None]
 """Waits until the rows of leases show that they were delivered."""
+
+
+_LEASE = "sqla_vitess_messages.lease"
+"""The key in ``InstanceState.info`` of a received message's lease."""
 
 
 class Settling(NamedTuple):
@@ -58,6 +66,7 @@ class Lease:
     __slots__ = (
         "_commit",
         "_confirm",
+        "_has_result",
         "_on_settling",
         "epoch",
         "expires_at",
@@ -90,6 +99,7 @@ class Lease:
         self.expires_at = expires_at
         self._confirm = confirm
         self._commit: Commit | None = None
+        self._has_result: Callable[[], bool] | None = None
         self._on_settling: Callable[[Sequence[Lease]], None] | None = None
 
     @property
@@ -127,6 +137,21 @@ class Lease:
     def is_settled(self) -> bool:
         """Whether a settlement was committed."""
         return self._commit is not None and self._commit.succeeded
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether a settlement in another transaction is under way: it is neither done nor failed.
+
+        Ask for this first, and then for :attr:`is_settled`.
+        """
+        return self._has_result is not None and not self._has_result()
+
+    def promise(self, has_result: Callable[[], bool]) -> None:
+        """Note that a settlement in another transaction is under way.
+
+        :param has_result: returns whether it is done, or has failed.
+        """
+        self._has_result = has_result
 
     def call_when_settling(self, call: Callable[[Sequence[Lease]], None]) -> None:
         """Have ``call(leases)`` called when the commit of settlements begins."""
@@ -170,7 +195,8 @@ class Lease:
 
 def lease_of(message: Message) -> Lease | None:
     """Return the lease of a message; None if it was not received but, say, queried."""
-    return message.__dict__.get("_lease")
+    lease: Lease | None = instance_state(message).info.get(_LEASE)
+    return lease
 
 
 def leases_of(model: type[Message], messages: Iterable[Message]) -> list[Lease]:
@@ -182,7 +208,7 @@ def leases_of(model: type[Message], messages: Iterable[Message]) -> list[Lease]:
     leases: dict[object, Lease] = {}
     for message in messages:
         if not isinstance(message, model):
-            raise InvalidArgumentType(f"messages: {message!r} is not a {model.__name__}")
+            raise InvalidArgumentType(f"messages: {shown(message)} is not a {model.__name__}")
         lease = lease_of(message)
         leases[lease or id(message)] = lease or _of_queried(message)
     return list(leases.values())
@@ -191,7 +217,8 @@ def leases_of(model: type[Message], messages: Iterable[Message]) -> list[Lease]:
 def _of_queried(message: Message) -> Lease:
     if not is_enqueued(message):
         raise InvalidArgument(
-            f"messages: {message!r} was never enqueued; add it to a session instead"
+            f"messages: {shown(message)} was never enqueued by a session; add it to one, or "
+            "receive it"
         )
     model = type(message)
     attributes = key_attributes(class_mapper(model), queue_table(model))
@@ -200,8 +227,11 @@ def _of_queried(message: Message) -> Lease:
 
 
 def give_lease(message: Message, lease: Lease) -> None:
-    """Make ``lease`` the message's lease. No session, and no change of the instance, loses it."""
-    message.__dict__["_lease"] = lease
+    """Make ``lease`` the message's lease. No session, and no change of the instance, loses it.
+
+    It isn't among the instance's own attributes, of which others make JSON or another instance.
+    """
+    instance_state(message).info[_LEASE] = lease
 
 
 def give_leases(
@@ -230,6 +260,18 @@ def give_leases(
         key = get_key(message.__dict__)
         lease = Lease(key, epoch, usable_until, end, shard=shard, confirm=confirm)
         give_lease(message, lease)
+
+
+def chunks_by_payload(table: Table, leases: Iterable[Lease]) -> Iterator[list[Lease]]:
+    """Yield leases as :func:`chunks_by_shard`, each list of payloads with the same revision."""
+    if queue_options(table).unique_by is None:
+        yield from chunks_by_shard(leases)
+        return
+    by_revision: dict[int, list[Lease]] = defaultdict(list)
+    for lease in leases:
+        by_revision[lease.key[-1]].append(lease)
+    for of_one_revision in by_revision.values():
+        yield from chunks_by_shard(of_one_revision)
 
 
 def chunks_by_shard(leases: Iterable[Lease]) -> Iterator[list[Lease]]:

@@ -7,8 +7,10 @@ a class, such as its schema, ``model_dump`` and ``repr``.
 from __future__ import annotations
 
 from collections.abc import Collection
+from inspect import getattr_static
 from typing import Any
 
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm.attributes import set_attribute
 from sqlalchemy.orm.instrumentation import is_instrumented
 
@@ -38,13 +40,15 @@ def fields(cls: type[Any]) -> Collection[str]:
 
 
 def allow_columns(cls: type[Any]) -> None:
-    """Make instances accept mapped attributes that are no fields. A pydantic model refuses them."""
+    """Make instances accept attributes that are mapped or hybrid, and no fields of pydantic's."""
     known = fields(cls)
     original: Any = cls.__setattr__
 
     def __setattr__(self: object, name: str, value: object) -> None:  # noqa: N807
         if name not in known and is_instrumented(self, name):  # type: ignore[no-untyped-call]
             set_attribute(self, name, value)
+        elif isinstance(getattr_static(type(self), name, None), hybrid_property):
+            object.__setattr__(self, name, value)
         else:
             original(self, name, value)
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import (
     Column,
     ColumnElement,
+    FromClause,
     Select,
     Table,
     UnaryExpression,
@@ -21,15 +22,19 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.operators import custom_op
 
+from ..table.keys import columns_named
 from ..table.layouts import LAYOUTS
-from ..table.options import column_named, queue_options
+from ..table.options import queue_options
+from ..table.unique import REVISION
 from ..vitess.server import MYSQL
 
 __all__ = [
     "CHUNK",
+    "assign",
     "batch_parameters",
     "by_index",
     "chunks",
+    "has_index",
     "id_condition",
     "key_attributes",
     "key_columns",
@@ -41,6 +46,7 @@ __all__ = [
     "unindexed",
     "update_by_id",
     "update_by_key",
+    "version_condition",
 ]
 
 CHUNK = 500
@@ -65,37 +71,41 @@ def unindexed(column: ColumnElement[T]) -> ColumnElement[T]:
     return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
 
-def by_index(statement: S, table: Table, index: str) -> S:
+def by_index(statement: S, table: FromClause, index: str) -> S:
     """Make MySQL use this index: with another one, or a scan, it locks all rows that it reads."""
     for dialect in MYSQL:
         statement = statement.with_hint(table, f"FORCE INDEX ({index})", dialect)
     return statement
 
 
+def has_index(table: Table, name: str) -> bool:
+    """Return whether a queue's layout has an index, by the name that it has on MySQL."""
+    return any(spec.name == name for spec in LAYOUTS[queue_options(table).layout].indexes)
+
+
 @lru_cache(maxsize=256)
 def key_names(table: Table) -> tuple[str, ...]:
-    """Return the columns that identify a row and its shard; ``id`` is the first of them."""
+    """Return the columns that identify a row and its shard; ``id`` is the first of them.
+
+    Where payloads can be replaced, the last one identifies the payload.
+    """
     options = queue_options(table)
     names = ("id", *LAYOUTS[options.layout].primary_key, *(options.shard_by or ()))
+    if options.unique_by is not None:
+        names = (*names, REVISION)
     return tuple(dict.fromkeys(names))
 
 
 @lru_cache(maxsize=256)
 def key_columns(table: Table) -> tuple[Column[Any], ...]:
     """Return the columns of :func:`key_names`."""
-    return _columns(table, key_names(table))
+    return tuple(columns_named(table, key_names(table)))
 
 
 @lru_cache(maxsize=256)
 def shard_columns(table: Table) -> tuple[Column[Any], ...]:
     """Return the columns that determine a row's shard."""
-    return _columns(table, queue_options(table).shard_by or ())
-
-
-def _columns(table: Table, names: Sequence[str]) -> tuple[Column[Any], ...]:
-    # They exist: that was checked when the table became a queue.
-    found = [column_named(table, name) for name in names]
-    return tuple(column for column in found if column is not None)
+    return tuple(columns_named(table, queue_options(table).shard_by))
 
 
 @lru_cache(maxsize=256)
@@ -120,10 +130,17 @@ def key_parameters(table: Table, key: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def batch_parameters(table: Table, keys: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
-    """Return the parameters of :func:`id_condition` and :func:`shard_conditions`."""
+    """Return the parameters of :func:`id_condition` and :func:`shard_conditions`.
+
+    Where payloads can be replaced, also that of :func:`version_condition`, the same for all keys.
+    """
     columns = dict(zip(key_names(table), zip(*keys, strict=True), strict=True))
-    shard_by = queue_options(table).shard_by or ()
-    return {f"_{name}s": list(dict.fromkeys(columns[name])) for name in ("id", *shard_by)}
+    options = queue_options(table)
+    names = ("id", *(options.shard_by or ()))
+    parameters: dict[str, Any] = {f"_{name}s": list(dict.fromkeys(columns[name])) for name in names}
+    if options.unique_by is not None:
+        parameters[f"_{REVISION}"] = columns[REVISION][0]
+    return parameters
 
 
 def id_condition(table: Table) -> ColumnElement[bool]:
@@ -138,6 +155,28 @@ def shard_conditions(table: Table) -> list[ColumnElement[bool]]:
         for column in shard_columns(table)
         if column.name != "id"
     ]
+
+
+def version_condition(table: Table) -> ColumnElement[bool]:
+    """Return the condition that rows have the payload of ``_revision``."""
+    condition: ColumnElement[bool] = table.c[REVISION] == bindparam(f"_{REVISION}")
+    return condition
+
+
+def assign(statement: Update, **values: Any) -> Update:
+    """Return an UPDATE that assigns these values, in this order, and changes nothing else.
+
+    MySQL evaluates an assignment with the values of those before it. An ``onupdate`` of the user's
+    columns is for changes that the user makes: the columns keep their values here.
+    """
+    assert isinstance(statement.table, Table)
+    return statement.ordered_values(*(_kept(statement.table) | values).items())
+
+
+@lru_cache(maxsize=256)
+def _kept(table: Table) -> dict[str, ColumnElement[Any]]:
+    """Return the columns with an ``onupdate``, which runs unless they are assigned."""
+    return {column.key: column for column in table.c if column.onupdate is not None}
 
 
 def update_by_id(table: Table) -> Update:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from ..table.options import column_named
+from ..texts import encodable
 from ..vitess.server import is_mysql
 
 __all__ = ["REASON_COLUMN", "describe_error", "may_be_the_cause", "storable", "text_of"]
@@ -34,7 +35,7 @@ def text_of(error: BaseException) -> str:
     A character that can't be encoded, which no log file would take, is written as its code.
     """
     try:
-        return str(error).encode("utf-8", "backslashreplace").decode("utf-8")
+        return encodable(str(error))
     except BaseException as failure:  # noqa: BLE001  # User code, which may raise anything.
         return f"without a text, because its __str__ raised {type(failure).__name__}"
 
@@ -52,7 +53,7 @@ def storable(table: Table, reason: str | None, dialect: Dialect) -> Iterator[dic
     """
     column = column_named(table, REASON_COLUMN)
     if reason is not None and column is not None:
-        clean = reason.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
+        clean = encodable(reason).replace("\0", "\\0")
         type_ = _database_type(column.type, dialect)
         yield {column.key: _cut(clean, type_, dialect)}
         # The column's character set may lack some characters.

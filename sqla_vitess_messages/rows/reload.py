@@ -9,11 +9,13 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, class_mapper, lazyload, undefer
 from sqlalchemy.orm.attributes import set_committed_value
 
-from ..errors import AlreadySettled
+from ..errors import AlreadySettled, LeaseLost
 from .lease import Lease, give_lease
 from .message import Message, queue_table
-from .queries import batch_parameters, id_condition, shard_conditions
+from .own_session import OwnSession
+from .queries import batch_parameters, id_condition, key_getter, shard_conditions
 from .settle import settling_connection
+from .states import is_replaceable
 
 __all__ = ["load_again", "load_eager_relationships"]
 
@@ -27,21 +29,38 @@ def load_again(model: type[M], session: Session, leases: Sequence[Lease]) -> lis
     """Load messages as the session's transaction sees them, each with its lease.
 
     :return: like those that a transport delivers: without a session, in the order of the leases.
-    :raises AlreadySettled: when a row is gone: it was acked, and deleted since.
+    :raises AlreadySettled: when a message was acked, and perhaps deleted since.
+    :raises LeaseLost: when its payload was replaced, so that it will be delivered once more.
     """
     connection = settling_connection(model, session)
     # Not by the session itself, whose criteria may hide rows.
-    with Session(connection, autoflush=False, join_transaction_mode="rollback_only") as loading:
+    with OwnSession(connection) as loading:
         statement = _select(model, leases).options(lazyload("*"))
         found = {message.id: message for message in loading.scalars(statement)}
         loading.expunge_all()
-    gone = [lease.message_id for lease in leases if lease.message_id not in found]
-    if gone:
+    acked = [
+        lease.message_id
+        for lease in leases
+        if (message := found.get(lease.message_id)) is None or message.time_acked is not None
+    ]
+    if acked:
         raise AlreadySettled(
-            f"these messages of {queue_table(model).name!r} were acked before, and deleted: {gone}",
-            message_ids=gone,
+            f"these messages of {queue_table(model).name!r} were acked before: {acked}",
+            message_ids=acked,
         )
     messages = [found[lease.message_id] for lease in leases]
+    get_key = key_getter(class_mapper(model), queue_table(model))
+    replaced = [
+        lease.message_id
+        for message, lease in zip(messages, leases, strict=True)
+        if get_key(message.__dict__)[-1] != lease.key[-1]  # The revision, if there are any.
+    ]
+    if replaced and is_replaceable(queue_table(model)):
+        raise LeaseLost(
+            f"the payloads of these messages of {queue_table(model).name!r} were replaced: "
+            f"{replaced}",
+            message_ids=replaced,
+        )
     for message, lease in zip(messages, leases, strict=True):
         set_committed_value(message, "epoch", lease.epoch)
         give_lease(message, lease)

@@ -2,65 +2,83 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from sqlalchemy import ClauseElement, Connection, Engine, Table, Update, update
-from sqlalchemy.exc import StatementError
+from sqlalchemy.exc import SQLAlchemyError, StatementError
 from sqlalchemy.orm import Session, class_mapper, scoped_session
 
 from .. import clock
 from ..errors import AlreadySettled, InvalidArgument, InvalidArgumentType, LeaseLost
 from ..events import Outcome
-from . import reasons, states
-from .lease import Lease, Settling, chunks_by_shard
+from ..logs import get_logger
+from ..shown import shown
+from . import failures, reasons, states
+from .lease import Lease, Settling, chunks_by_payload, chunks_by_shard
 from .message import Message, queue_table
 from .queries import batch_parameters, key_parameters
+from .replaced import extend_replaced, resume_replaced
+from .separately import find_failures
 from .transactions import Commit, call_at_commit, commits_each_statement, pending_arguments
 from .transient import retry_transaction
 
 __all__ = [
     "SessionOrConnection",
     "ack",
+    "ack_unsettled",
     "check_reason",
     "connection_of",
+    "engine_of",
     "extend",
     "extend_unlocked",
     "fail",
+    "find_locked",
+    "note_settling",
     "refuse_autocommit",
     "retry",
     "settling_connection",
-    "unsettled",
 ]
 
 SessionOrConnection = Session | scoped_session[Any] | Connection
 """Where a settlement is written: a Session or a Connection, inside its transaction."""
 
-Transition = Callable[[Table, bool, bool], Update]
-"""Returns an UPDATE, given ``(table, one, leased)``; see :func:`.states.fail`."""
+Transition = Callable[..., Update]
+"""Returns an UPDATE, given a table, and ``one`` and ``leased``; see :func:`.states.fail`."""
 
-log = logging.getLogger(__name__)
+IfReplaced = Callable[[Connection, Table, Sequence[Lease], int], int]
+"""As :func:`.resume_replaced`."""
+
+log = get_logger(__name__)
 
 
-def ack(model: type[Message], session: SessionOrConnection, leases: Sequence[Lease]) -> None:
-    """Ack messages; see :meth:`.MessageQueueMixin.ack_all`."""
+def ack(model: type[Message], session: SessionOrConnection, leases: Sequence[Lease]) -> int:
+    """Ack messages; see :meth:`.MessageQueueMixin.ack_all`.
+
+    :return: how many of them will be delivered again, because their payload was replaced.
+    """
     table, connection = queue_table(model), settling_connection(model, session)
     values = {"time_acked": clock.now()}
-    for chunk in chunks_by_shard(leases):
+    replaced = 0
+    for chunk in chunks_by_payload(table, leases):
         statement = states.ack(table, one=len(chunk) == 1)
         done = connection.execute(statement, values | _parameters(table, chunk)).rowcount
+        resumed = resume_replaced(connection, table, chunk, done, held=False)
+        done += resumed
+        replaced += resumed
         if done != len(chunk):
             raise AlreadySettled(
                 f"{len(chunk) - done} of {len(chunk)} messages of {table.name!r} were acked "
-                f"before (or purged since): {_shown(chunk)}. Roll this transaction back",
+                f"before, or deleted: {_shown(chunk)}. Roll this transaction back. If it has "
+                f"deleted one by a statement, use {model.__name__}.cancel(session, …) for that",
                 message_ids=_ids(chunk),
             )
-    _note_settling(connection, table, "ack", leases)
+    note_settling(connection, table, "ack", leases)
+    return replaced
 
 
 def fail(
@@ -72,32 +90,34 @@ def fail(
     """Fail messages; see :meth:`.MessageQueueMixin.fail_all`."""
     check_reason(reason)
     table, connection = queue_table(model), settling_connection(model, session)
-    for kept in reasons.storable(table, reason, connection.dialect):
-        try:
-            _fail(model, connection, leases, kept)
-            break
-        except (StatementError, UnicodeError) as error:
-            if not kept or not reasons.may_be_the_cause(error):
-                raise
-    _note_settling(connection, table, "fail", leases)
+    _settle_failed(model, connection, leases, reason, states.fail)
+    note_settling(connection, table, "fail", leases)
     for lease in leases:
         extra = {"queue": table.name, "message_id": lease.message_id, "epoch": lease.epoch}
         log.warning("message %d failed: %s", lease.message_id, reason or "no reason given",
                     extra=extra)  # fmt: skip
 
 
-def _fail(
+def _settle_failed(
     model: type[Message],
     connection: Connection,
     leases: Sequence[Lease],
-    values: Mapping[str, str],
+    reason: str | None,
+    transition: Transition,
 ) -> None:
-    _update_held(
-        model,
-        connection,
-        leases,
-        lambda table, one, leased: states.fail(table, one=one, leased=leased, **values),
-    )
+    """Make a transition of messages that failed, with the reason if it can be stored.
+
+    :param transition: takes the values to store as keyword arguments; see :func:`.states.fail`.
+    """
+    table = queue_table(model)
+    for kept in reasons.storable(table, reason, connection.dialect):
+        values = failures.record(table) | kept
+        try:
+            _update_held(model, connection, leases, partial(transition, **values))
+            break
+        except (StatementError, UnicodeError) as error:
+            if not kept or not reasons.may_be_the_cause(error):
+                raise
 
 
 def check_reason(reason: str | None) -> None:
@@ -106,7 +126,7 @@ def check_reason(reason: str | None) -> None:
     :raises InvalidArgumentType: when it is no str.
     """
     if reason is not None and not isinstance(reason, str):
-        raise InvalidArgumentType(f"reason={reason!r}: expected a str")
+        raise InvalidArgumentType(f"reason={shown(reason)}: expected a str")
 
 
 def retry(
@@ -114,17 +134,16 @@ def retry(
     session: SessionOrConnection,
     leases: Sequence[Lease],
     delay: float | timedelta | None,
+    reason: str | None = None,
 ) -> None:
     """Retry messages; see :meth:`.MessageQueueMixin.retry_all`."""
+    check_reason(reason)
     wait = None if delay is None else clock.to_nanoseconds(clock.to_seconds(delay, "delay"))
     table, connection = queue_table(model), settling_connection(model, session)
-    _update_held(
-        model,
-        connection,
-        leases,
-        lambda table, one, leased: states.retry(table, one=one, leased=leased, delay=wait),
-    )
-    _note_settling(connection, table, "retry", leases)
+    # A column fail_reason of the model's own is for messages that failed for good.
+    stored = reason if failures.are_kept(table) else None
+    _settle_failed(model, connection, leases, stored, partial(states.retry, delay=wait))
+    note_settling(connection, table, "retry", leases)
 
 
 def extend_unlocked(
@@ -132,31 +151,46 @@ def extend_unlocked(
 ) -> list[Lease]:
     """Extend the leases of rows that no transaction has locked, in transactions of their own.
 
-    :return: those that are lost.
+    :return: those that are lost. What fails for one of them doesn't concern the others.
     """
     lost: list[Lease] = []
+    extend_some = partial(_extend_some, model, engine, seconds)
     for chunk in chunks_by_shard(leases):
-        try:
-            retry_transaction(partial(_extend_chunk, model, engine, chunk, seconds))
-        except LeaseLost:
-            # Extend each alone, to find which is lost.
-            if len(chunk) == 1:
-                lost += chunk
+        for lease, error in find_failures(extend_some, chunk):
+            if isinstance(error, LeaseLost):
+                lost.append(lease)
             else:
-                for lease in chunk:
-                    lost += extend_unlocked(model, engine, [lease], seconds)
+                log.warning(
+                    "the lease of message %d could not be extended: %s",
+                    lease.message_id, reasons.describe_error(error),
+                    extra={"queue": queue_table(model).name, "message_id": lease.message_id},
+                )  # fmt: skip
     return lost
 
 
-def _extend_chunk(
-    model: type[Message], engine: Engine, leases: Sequence[Lease], seconds: float | timedelta
+def _extend_some(
+    model: type[Message], engine: Engine, seconds: float | timedelta, leases: Sequence[Lease]
 ) -> None:
+    def extend_in_transaction() -> None:
+        with engine.begin() as connection:
+            locked = find_locked(model, connection, leases)
+            extend(model, connection, [one for one in leases if one not in locked], seconds)
+
+    retry_transaction(extend_in_transaction)
+
+
+def find_locked(
+    model: type[Message], connection: Connection, leases: Iterable[Lease]
+) -> set[Lease]:
+    """Return those leases whose rows other transactions have locked, and lock the others."""
     table = queue_table(model)
-    with engine.begin() as connection:
-        locking = states.lock_held(table)
-        unlocked: set[int] = set(connection.scalars(locking, _many(table, leases)))
-        some = [lease for lease in leases if lease.message_id in unlocked]
-        extend(model, connection, some, seconds)
+    locked: set[Lease] = set()
+    for chunk in chunks_by_shard(leases):
+        some = _many(table, chunk)
+        there = set(connection.scalars(states.find_ids(table), some))
+        there -= set(connection.scalars(states.lock_held(table), some))
+        locked.update(lease for lease in chunk if lease.message_id in there)
+    return locked
 
 
 def extend(
@@ -179,7 +213,8 @@ def extend(
         model,
         connection,
         leases,
-        lambda table, one, leased: states.extend(table, one=one, leased=leased, length=nanoseconds),
+        partial(states.extend, length=nanoseconds),
+        partial(extend_replaced, length=nanoseconds),
     )
     call_at_commit(connection, move_ends, leases)
 
@@ -189,9 +224,11 @@ def _update_held(
     connection: Connection,
     leases: Sequence[Lease],
     transition: Transition,
+    if_replaced: IfReplaced = resume_replaced,
 ) -> None:
     """Make a transition of messages whose lease holds.
 
+    :param if_replaced: makes that of messages whose payload was replaced.
     :raises LeaseLost: when the lease of any of them is over.
     """
     table = queue_table(model)
@@ -205,10 +242,11 @@ def _update_held(
     for lease in leases:
         by_fence[lease.fence, lease.is_received].append(lease)
     for (fence, is_received), of_one_fence in by_fence.items():
-        for chunk in chunks_by_shard(of_one_fence):
-            statement = transition(table, len(chunk) == 1, is_received)
+        for chunk in chunks_by_payload(table, of_one_fence):
+            statement = transition(table, one=len(chunk) == 1, leased=is_received)
             parameters = _parameters(table, chunk) | {"_fence": fence}
             done = connection.execute(statement, parameters).rowcount
+            done += if_replaced(connection, table, chunk, done)
             if done != len(chunk):
                 raise LeaseLost(
                     f"the lease of {len(chunk) - done} of {len(chunk)} messages of {table.name!r} "
@@ -217,7 +255,7 @@ def _update_held(
                 )
 
 
-def _note_settling(
+def note_settling(
     connection: Connection, table: Table, outcome: Outcome, leases: Sequence[Lease]
 ) -> None:
     """Notify the holders of leases when the transaction commits."""
@@ -225,22 +263,33 @@ def _note_settling(
         call_at_commit(connection, Lease.settle, Settling(outcome, leases, table))
 
 
-def unsettled(
+def ack_unsettled(
     model: type[Message], session: SessionOrConnection, leases: Sequence[Lease]
-) -> list[Lease]:
-    """Return those leases that nobody in this process has settled.
+) -> int:
+    """Ack messages that nobody in this process has settled.
 
-    What the session's transaction has settled counts, also when it did so by another instance, and
+    What :meth:`.Subscriber.ack` and the like are about to settle counts. So does what the session's
+    transaction has settled, also when it did so by another instance, and
     unless that was in a savepoint that was rolled back.
+
+    :return: as :func:`ack`.
     """
-    table = queue_table(model)
+    table, connection = queue_table(model), connection_of(model, session)
     settled = {
-        lease.key
-        for settling in pending_arguments(connection_of(model, session))
+        lease.key: (lease, settling.outcome)
+        for settling in pending_arguments(connection)
         if isinstance(settling, Settling) and settling.table is table
         for lease in settling.leases
     }
-    return [lease for lease in leases if not (lease.is_settled or lease.key in settled)]
+    unsettled: list[Lease] = []
+    for lease in leases:
+        if lease.key in settled:
+            other, outcome = settled[lease.key]
+            if other is not lease:
+                note_settling(connection, table, outcome, [lease])
+        elif not (lease.is_promised or lease.is_settled):
+            unsettled.append(lease)
+    return ack(model, session, unsettled)
 
 
 def settling_connection(model: type[Message], session: SessionOrConnection) -> Connection:
@@ -260,9 +309,9 @@ def refuse_autocommit(connection: Connection, what: str) -> None:
     """
     if commits_each_statement(connection):
         raise InvalidArgument(
-            f"session: its connection to {connection.engine!r} is in autocommit mode, in which "
-            f"each statement commits by itself: {what} can neither commit with the work nor be "
-            "rolled back with it. Use a session with another isolation level than AUTOCOMMIT"
+            f"session: its connection to {shown(connection.engine)} is in autocommit mode, in "
+            f"which each statement commits by itself: {what} can neither commit with the work nor "
+            "be rolled back with it. Use a session with another isolation level than AUTOCOMMIT"
         )
 
 
@@ -278,13 +327,38 @@ def connection_of(
     if isinstance(session, Connection):
         return session
     if isinstance(session, (Session, scoped_session)):
-        mapper = class_mapper(model)
-        clause = update(queue_table(model)) if clause is None else clause
-        return session.connection(bind_arguments={"mapper": mapper, "clause": clause})
+        return session.connection(bind_arguments={"bind": _bind(model, session, clause)})
     raise InvalidArgumentType(
-        f"session={session!r}: expected a Session or a Connection; with an AsyncSession, "
+        f"session={shown(session)}: expected a Session or a Connection; with an AsyncSession, "
         "await session.run_sync(message.ack)"
     )
+
+
+def engine_of(model: type[Message], session: Session) -> Engine:
+    """Return the engine of :func:`connection_of`, which isn't connected by this."""
+    return _bind(model, session, None).engine
+
+
+def _bind(
+    model: type[Message], session: Session | scoped_session[Any], clause: ClauseElement | None
+) -> Engine | Connection:
+    """Return what a session chooses for a statement; see :func:`connection_of`.
+
+    :raises InvalidArgument: when its own way to choose fails, such as that of a ShardedSession
+        which looks at an instance: a statement may be about many.
+    """
+    clause = update(queue_table(model)) if clause is None else clause
+    try:
+        return session.get_bind(mapper=class_mapper(model), clause=clause)
+    except SQLAlchemyError:
+        raise
+    except Exception as error:
+        raise InvalidArgument(
+            f"session={shown(session)}: its get_bind, or shard_chooser, raised "
+            f"{reasons.describe_error(error)}. It is asked for the engine of a statement on "
+            f"{queue_table(model).name!r}, without an instance. Use a session of one engine, or a "
+            "Connection"
+        ) from error
 
 
 def _parameters(table: Table, leases: Sequence[Lease]) -> dict[str, Any]:
@@ -302,5 +376,5 @@ def _ids(leases: Sequence[Lease]) -> list[int]:
 
 def _shown(leases: Sequence[Lease]) -> str:
     """Return the ids for an error's text, the first ten of them."""
-    shown = ", ".join(map(str, _ids(leases[:10])))
-    return shown if len(leases) <= 10 else f"{shown}, …"
+    ids = ", ".join(map(str, _ids(leases[:10])))
+    return ids if len(leases) <= 10 else f"{ids}, …"

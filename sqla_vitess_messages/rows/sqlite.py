@@ -1,12 +1,17 @@
-"""Keep transactions whole in which a savepoint comes first, on every SQLite engine of the process.
+"""Keep transactions whole in which a savepoint or a WITH comes first, on all SQLite engines.
 
-Python's sqlite3 sends BEGIN before the first INSERT, UPDATE or DELETE only. A savepoint before that
-is a transaction of its own for SQLite, which commits when the savepoint is released: a rollback of
-the outer transaction then left messages and effects where they were.
+Python's sqlite3 sends BEGIN before the first statement that begins with INSERT, UPDATE, DELETE or
+REPLACE. A savepoint before that is a transaction of its own for SQLite, which commits when the
+savepoint is released. ``WITH … UPDATE`` commits by itself. A rollback of the outer transaction then
+left messages and effects where they were.
+
+DDL in front commits by itself, too, and is left alone: an application may rely on it, as where a
+migration sends a PRAGMA next, which does nothing inside a transaction.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -15,9 +20,10 @@ from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 from sqlalchemy.pool import Pool
 
 __all__ = [
-    "begin_before_savepoint",
+    "begin_before_writing",
     "commits_each_statement",
     "is_in_transaction",
+    "own_connection",
     "use_legacy_mode",
 ]
 
@@ -26,13 +32,23 @@ _DIALECT = "sqlalchemy.dialects.sqlite.base"
 _LEGACY = -1
 """``sqlite3.LEGACY_TRANSACTION_CONTROL``, the one mode of Python 3.11 and the default since."""
 
+_NEEDS_BEGIN = re.compile(
+    r"""(?: \s | --[^\n]* | /\*.*?\*/ )*+  # Nothing but space and comments.
+    (?: SAVEPOINT\b | WITH\b .*? \b(?:INSERT|UPDATE|DELETE|REPLACE(?!\s*\()) \b )""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+"""What sqlite3 doesn't recognise as a statement that writes. A query with WITH doesn't match,
+unless it has such a word, and then begins the transaction in which it is anyway."""
 
-def begin_before_savepoint(
-    cursor: DBAPICursor, statement: str, *parameters_and_context: ExecutionContext
-) -> None:
-    """Send the BEGIN that sqlite3 leaves out, where it is sqlite3 that begins transactions."""
-    if statement.startswith("SAVEPOINT "):
-        driver: Any = parameters_and_context[-1].root_connection.connection.driver_connection
+
+def begin_before_writing(cursor: DBAPICursor, statement: str, *arguments: Any) -> None:
+    """Send the BEGIN that sqlite3 leaves out, where it is sqlite3 that begins transactions.
+
+    :param arguments: the last one is the execution context.
+    """
+    if _NEEDS_BEGIN.match(statement):
+        context: ExecutionContext = arguments[-1]
+        driver: Any = context.root_connection.connection.driver_connection
         level = getattr(driver, "isolation_level", None)
         if level is not None and _is_legacy(driver) and not is_in_transaction(driver):
             cursor.execute(f"BEGIN {level}")
@@ -59,7 +75,7 @@ def is_in_transaction(driver: Any) -> bool:
 def use_legacy_mode(driver: Any) -> None:
     """Have ``isolation_level`` determine when a connection begins a transaction."""
     if not _is_legacy(driver):
-        _own(driver).autocommit = _LEGACY
+        own_connection(driver).autocommit = _LEGACY
 
 
 def _is_legacy(driver: Any) -> bool:
@@ -67,11 +83,11 @@ def _is_legacy(driver: Any) -> bool:
 
     With Python 3.12's ``autocommit=False`` it always has one, with ``autocommit=True`` never.
     """
-    found: int = getattr(_own(driver), "autocommit", _LEGACY)
+    found: int = getattr(own_connection(driver), "autocommit", _LEGACY)
     return found == _LEGACY
 
 
-def _own(driver: Any) -> Any:
+def own_connection(driver: Any) -> Any:
     """Return sqlite3's own connection, which that of aiosqlite wraps."""
     return getattr(driver, "_conn", driver)
 
@@ -84,9 +100,9 @@ def _listen(*_event: object) -> None:
     """
     module = sys.modules.get(_DIALECT)
     if module is not None:
-        for name in ("do_execute", "do_execute_no_params"):
-            if not event.contains(module.SQLiteDialect, name, begin_before_savepoint):
-                event.listen(module.SQLiteDialect, name, begin_before_savepoint)
+        for name in ("do_execute", "do_execute_no_params", "do_executemany"):
+            if not event.contains(module.SQLiteDialect, name, begin_before_writing):
+                event.listen(module.SQLiteDialect, name, begin_before_writing)
 
 
 event.listen(Pool, "connect", _listen)

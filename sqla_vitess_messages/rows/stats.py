@@ -8,11 +8,9 @@ from datetime import timedelta
 from sqlalchemy import case, func, select
 
 from .. import clock
-from ..table.layouts import LAYOUTS
-from ..table.options import queue_options
 from . import states
 from .message import Message, queue_table
-from .queries import by_index
+from .queries import by_index, has_index
 from .settle import SessionOrConnection, connection_of
 
 __all__ = ["STATES", "QueueStats", "count"]
@@ -30,7 +28,7 @@ class QueueStats:
     scheduled: int
     """Not due yet, and never handed out."""
     leased: int
-    """Handed out and not settled, or waiting for a retry."""
+    """Handed out and not settled, or waiting for a retry: ``Model.state`` tells them apart."""
     dead: int
     """Failed for good."""
     acked: int
@@ -50,10 +48,11 @@ def count(model: type[Message], session: SessionOrConnection) -> QueueStats:
         func.count(case((states.is_leased(table), 1))),
         func.count(case((states.is_dead(table), 1))),
         func.count() - func.count(due),
-        clock.database_now() - func.min(case((states.is_ready(table), due))),
+        # vtgate can't evaluate the time itself, so the difference is the shards' to aggregate.
+        func.max(case((states.is_ready(table), clock.database_now() - due))),
     ).select_from(table)
-    layout = LAYOUTS[queue_options(table).layout]
-    if any(spec.name == "next_idx" for spec in layout.indexes):
+    # Whether a replaced message is leased, is in no index.
+    if has_index(table, "next_idx") and not states.is_replaceable(table):
         statement = by_index(statement, table, "next_idx")
     row = connection_of(model, session, statement).execute(statement).one()
     ready, scheduled, leased, dead, acked, age = row

@@ -10,7 +10,7 @@ the next one commits. So exceptions are logged instead.
 
 from __future__ import annotations
 
-import logging
+import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.base import OptionEngine
 
+from ..logs import get_logger
 from ..vitess.server import is_sqlite
 from . import sqlite
 
@@ -28,13 +29,14 @@ __all__ = [
     "call_at_commit",
     "call_guarded",
     "commits_each_statement",
+    "listen_to",
     "pending_arguments",
 ]
 
 A = TypeVar("A")
 P = ParamSpec("P")
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def call_guarded(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -126,7 +128,7 @@ def call_at_commit(connection: Connection, call: Callable[[A, Commit], None], ar
     """Call ``call(argument, commit)`` when the connection's present transaction commits."""
     pending = _pending.get(connection)
     if pending is None:
-        _listen_to(connection.engine)
+        listen_to(connection.engine)
         pending = _pending[connection] = _Pending()
     pending.add(call, argument)
 
@@ -153,22 +155,29 @@ def commits_each_statement(connection: Connection) -> bool:
 
 _listened: WeakSet[Engine] = WeakSet()
 
+_listening = threading.Lock()
 
-def _listen_to(engine: Engine) -> None:
-    """Listen for the end of an engine's transactions.
+
+def listen_to(engine: Engine) -> None:
+    """Listen for the end of an engine's transactions, before several threads use it.
+
+    SQLAlchemy may lose a listener that is added while another thread commits for the first time.
 
     To listen on each connection takes longer than its transaction's statements. To listen on all
     engines makes each statement of every one slower, by 10 µs.
     """
     while isinstance(engine, OptionEngine):  # It has the events of the one that it was made of.
         engine = engine._proxied
-    if engine not in _listened:
-        _listened.add(engine)
+    if engine in _listened:
+        return
+    with _listening:
         for name, listener in _LISTENERS.items():
-            event.listen(engine, name, listener)
+            if not event.contains(engine, name, listener):
+                event.listen(engine, name, listener)
         # Not on the engine: its copies share the dialect, and each would add the listener again.
         if not event.contains(engine.dialect, "handle_error", _on_error):
             event.listen(engine.dialect, "handle_error", _on_error)
+        _listened.add(engine)  # Last, as the others don't wait from now on.
 
 
 def _guarded(listener: Callable[P, None]) -> Callable[P, None]:

@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from sqlalchemy import exc
 
-__all__ = ["is_deadlock", "is_lock_timeout", "is_transient", "retry_transaction"]
+from ..vitess.refusals import is_refusal
+
+__all__ = ["is_deadlock", "is_lock_timeout", "is_refused", "is_transient", "retry_transaction"]
 
 T = TypeVar("T")
 
@@ -25,6 +27,9 @@ needs more than a repetition at once."""
 _LOCK_TIMEOUT = (1205,)
 _DEADLOCK = (1213,)
 """MySQL's numbers of the errors for a lock that wasn't released in time, and for a deadlock."""
+
+_SHUTDOWN = (1053,)
+"""The number of the error for a statement that comes while the server shuts down."""
 
 _SQLITE = (5, 6)
 """SQLITE_BUSY and SQLITE_LOCKED. Extended codes have them in the lower eight bits."""
@@ -41,6 +46,17 @@ def is_lock_timeout(error: exc.DBAPIError) -> bool:
     The transaction goes on without the statement.
     """
     return error.orig is not None and error.orig.args[:1] == _LOCK_TIMEOUT
+
+
+def is_refused(error: BaseException) -> bool:
+    """Return whether the database has not executed a statement, because it can't at the moment.
+
+    So the statement is not the reason, as it might be of a connection that is lost meanwhile. To
+    repeat the transaction makes sense only after a while.
+    """
+    if not isinstance(error, exc.DBAPIError) or error.orig is None:
+        return False
+    return error.orig.args[:1] == _SHUTDOWN or is_refusal(error)
 
 
 def is_transient(error: BaseException) -> bool:
