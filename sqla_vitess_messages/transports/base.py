@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, Select, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, lazyload, undefer
+from sqlalchemy.orm import lazyload, undefer
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..events import Event
+from ..logs import get_logger
 from ..rows import states
 from ..rows.backoff import longest_backoff
 from ..rows.epochs import attempts
-from ..rows.lease import Confirm, Lease, chunks_by_shard, give_leases, lease_of
-from ..rows.loading import load_separately
+from ..rows.lease import Confirm, Lease, chunks_by_payload, give_leases, lease_of
+from ..rows.loading import Portions, load_separately
 from ..rows.message import Message, queue_table
+from ..rows.own_session import OwnSession
 from ..rows.queries import batch_parameters, by_index, id_condition, key_columns
 from ..rows.reasons import describe_error
+from ..rows.replaced import resume_replaced
 from ..rows.transient import retry_transaction
 from ..table.layouts import LAYOUTS
 from ..table.options import queue_options
@@ -30,7 +32,7 @@ __all__ = ["BaseTransport", "Batch", "LeasedRow", "Receiver", "Transport", "Unlo
 M = TypeVar("M", bound=Message)
 M_contra = TypeVar("M_contra", bound=Message, contravariant=True)
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class LeasedRow(NamedTuple):
@@ -105,12 +107,20 @@ class Transport(Protocol[M_contra]):
         """Leave the queue until the next :meth:`poll`. After that nothing is delivered."""
         ...
 
+    def note_settled(self, leases: Sequence[Lease]) -> None:
+        """Have the next poll find messages that can follow, now that these are settled."""
+        ...
+
     def release(self, messages: Sequence[M_contra]) -> None:
         """Make messages that no handler has seen ready for others at once."""
         ...
 
     def disconnect(self) -> None:
         """Close the connections that are not in use. The next poll opens new ones."""
+        ...
+
+    def engines(self) -> Sequence[Engine]:
+        """Return every engine that has connections."""
         ...
 
     def release_leases(self, leases: Sequence[Lease]) -> None:
@@ -123,11 +133,16 @@ class Transport(Protocol[M_contra]):
 
 
 class BaseTransport(Generic[M]):
-    """What all transports do in the same way."""
+    """What all transports do in the same way.
 
-    def __init__(self, model: type[M], engine: Engine) -> None:
+    :param vitess: whether the server is a vtgate.
+    """
+
+    def __init__(self, model: type[M], engine: Engine, *, vitess: bool) -> None:
         self._model = model
         self._engine = engine
+        self._vitess = vitess
+        self._portions = Portions()
         self._table = queue_table(model)
         self._options = queue_options(self._table)
         is_this_row, columns = id_condition(self._table), self._table.c
@@ -137,6 +152,7 @@ class BaseTransport(Generic[M]):
             LAYOUTS[self._options.layout].id_index,
         )
         self._finding = select(columns.id).where(is_this_row)
+        self._finding_none = select(columns.id).where(columns.id == 0)
         self._reading_key = select(*key_columns(self._table)).where(is_this_row)
 
     def _select(self) -> Select[Any]:
@@ -183,7 +199,7 @@ class BaseTransport(Generic[M]):
 
         :raises sqlalchemy.exc.DBAPIError: when it is the database that fails.
         """
-        messages, failed = load_separately(self._load_rows, rows)
+        messages, failed = load_separately(self._load_rows, rows, self._portions)
         self._give_leases(messages, earliest, latest, shard=shard, confirm=confirm)
         unloadable: list[Unloadable] = []
         for row, error in failed:
@@ -201,6 +217,7 @@ class BaseTransport(Generic[M]):
 
     def _load_rows(self, rows: Sequence[LeasedRow]) -> list[M]:
         with self._engine.connect() as connection:
+            self._begin_on_tablet(connection)
             ids = {"_ids": [row.id for row in rows]}
             found = {row[0].id: row[0] for row in self._read(connection, self._loading, ids)}
         loaded = [(row, found[row.id]) for row in rows if row.id in found]
@@ -210,11 +227,20 @@ class BaseTransport(Generic[M]):
                 set_committed_value(message, "time_next", row.time_next)
         return [message for _row, message in loaded]
 
+    def _begin_on_tablet(self, connection: Connection) -> None:
+        """Begin a transaction by a statement whose result can't be too large.
+
+        Else, with the result of its first statement, vtgate also loses the transaction that this
+        has begun on the tablet. Nobody can end it then: its rows stay locked for 30 seconds.
+        """
+        if self._vitess:
+            connection.execute(self._finding_none)
+
     def _read(
         self, connection: Connection, statement: Select[Any], parameters: dict[str, Any]
     ) -> list[Any]:
         """Execute a statement, and return its rows, with instances that belong to no session."""
-        session = Session(connection, autoflush=False)
+        session = OwnSession(connection)
         try:
             result = session.execute(statement, parameters)
         except Exception as error:
@@ -246,6 +272,9 @@ class BaseTransport(Generic[M]):
                 )  # fmt: skip
                 return None
 
+    def note_settled(self, leases: Sequence[Lease]) -> None:
+        """Only an ordered queue has messages that follow others."""
+
     def release(self, messages: Sequence[M]) -> None:
         """Make messages that no handler has seen ready for others at once."""
         self.release_leases([lease for m in messages if (lease := lease_of(m)) is not None])
@@ -261,14 +290,20 @@ class BaseTransport(Generic[M]):
         statement = states.release(self._table)
         with self._engine.begin() as connection:
             for fence, leases in by_fence.items():
-                for chunk in chunks_by_shard(leases):
+                for chunk in chunks_by_payload(self._table, leases):
                     keys = [lease.key for lease in chunk]
                     parameters = batch_parameters(self._table, keys)
-                    connection.execute(statement, parameters | {"_fence": fence})
+                    done = connection.execute(statement, parameters | {"_fence": fence}).rowcount
+                    resume_replaced(connection, self._table, chunk, done)
+
+    def engines(self) -> list[Engine]:
+        """Return every engine that has connections."""
+        return [self._engine]
 
     def disconnect(self) -> None:
         """Close the connections that are not in use."""
-        self._engine.dispose()
+        for engine in self.engines():
+            engine.dispose()
 
     def close(self) -> None:
         """Close every connection, for good."""

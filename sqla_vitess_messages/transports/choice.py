@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError
 
 from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..shown import shown
 from .shards import check_shards
 
 __all__ = ["Grpc", "Pull", "Stream", "TransportChoice", "TransportName", "check_choice"]
@@ -32,8 +33,8 @@ class Pull:
     """Lease messages by polling the table: on every database, and exactly as many as fit.
 
     :param poll_interval: seconds, or a timedelta, between two polls of an idle queue, at most.
-        Right after work it polls every few milliseconds, and a commit of the same process makes it
-        poll at once.
+        Right after work it polls every few milliseconds. A commit of the same process makes it poll
+        at once; on SQLite in a file, so does one of any process, and no other polls are needed.
     :param shards: in a sharded keyspace of Vitess, the shards to receive from: names or key ranges
         such as ``["-80"]``. Default: all.
     :raises InvalidArgument: when an argument has a value that can't work.
@@ -113,7 +114,7 @@ def check_choice(transport: TransportChoice) -> Pull | Stream | Grpc | None:
         )
     if transport not in get_args(TransportName):
         raise InvalidArgument(
-            f"transport={transport!r}: expected one of {get_args(TransportName)}, or a Pull, "
+            f"transport={shown(transport)}: expected one of {get_args(TransportName)}, or a Pull, "
             "Stream or Grpc"
         )
     return _BY_NAME.get(transport)

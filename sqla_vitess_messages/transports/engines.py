@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import AssertionPool, ConnectionPoolEntry, SingletonThreadPool, StaticPool
 
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..forking import keep_for_ever
 from ..rows.sqlite import is_in_transaction, use_legacy_mode
+from ..shown import shown
+from ..urls import parse_url
 from ..vitess.server import is_mysql, is_pymysql, is_sqlite, is_vitess_grpc
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "configure_engine",
     "copy_engine",
     "dedicated_engine",
+    "leave_to_parent",
     "set_read_timeout",
 ]
 
@@ -43,6 +47,10 @@ own set lacks, MySQL sends a question mark. vtgate sends UTF-8 whatever the set 
 READS_ONLY = "sqla_vitess_messages_reads_only"
 """An execution option of connections that write nothing, and so need no write lock of SQLite."""
 
+NOT_COPIED = ("isolation_level", "max_row_buffer", "stream_results", "yield_per")
+"""Execution options that a subscriber's own statements can't have: it chooses the isolation level,
+and reads each result as a whole."""
+
 Bind = str | URL | Engine
 """The database of a subscriber: a URL, or an Engine whose settings it copies."""
 
@@ -57,7 +65,7 @@ def dedicated_engine(bind: Bind) -> Engine:
         engine = copy_engine(bind)
     elif isinstance(bind, (str, URL)):
         try:
-            url = make_url(bind)
+            url = parse_url(bind)
             engine = create_engine(url, connect_args=_connect_args(url))
             check_is_file_url(engine)
         except ArgumentError as error:
@@ -66,7 +74,7 @@ def dedicated_engine(bind: Bind) -> Engine:
                 "mysql+pymysql://user@host:3306/keyspace"
             ) from error
     else:
-        raise InvalidArgumentType(f"bind={bind!r}: expected a URL or an Engine")
+        raise InvalidArgumentType(f"bind={shown(bind)}: expected a URL or an Engine")
     if engine.dialect.is_async:
         raise InvalidArgument(
             f"bind: {engine.url.drivername} is a driver for asyncio; use AsyncSubscriber, or a URL "
@@ -112,7 +120,7 @@ def copy_engine(engine: Engine, **options: Any) -> Engine:
     """Return an engine with the same settings, and no connection yet.
 
     It has the pool's events and the execution options, such as ``schema_translate_map``, except for
-    the isolation level: a subscriber's statements need their own.
+    :data:`NOT_COPIED`.
 
     :param options: execution options to add.
     """
@@ -120,7 +128,7 @@ def copy_engine(engine: Engine, **options: Any) -> Engine:
     if isinstance(pool, SingletonThreadPool):
         pool.size = max(pool.size, 1000)  # Beyond that it closes what other threads use.
     kept = {name: value for name, value in engine.get_execution_options().items()
-            if name != "isolation_level"}  # fmt: skip
+            if name not in NOT_COPIED}  # fmt: skip
     return Engine(
         pool,
         engine.dialect,
@@ -164,8 +172,9 @@ def _configure_mysql(engine: Engine) -> None:
     database = engine.url.database or ""
     if ":" in database or "@" in database:
         raise InvalidArgument(
-            f"bind: its database is {database!r}; name the keyspace alone, and use "
-            "transport=Pull(shards=['-80']) to receive from some of its shards"
+            "bind: its database has a ':' or '@', which is a shard or a tablet type of a keyspace; "
+            "name the keyspace alone, and use transport=Pull(shards=['-80']) to receive from some "
+            "of its shards"
         )
 
     def set_up(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
@@ -211,6 +220,15 @@ def _configure_sqlite(engine: Engine) -> None:
 
     event.listen(engine, "connect", leave_transactions_to_sqlalchemy)
     event.listen(engine, "begin", begin)
+
+
+def leave_to_parent(engine: Engine) -> None:
+    """Forget an engine's connections in a process that was forked. New ones are its own."""
+    inherited = engine.pool
+    engine.dispose(close=False)
+    if engine.dialect.is_async:
+        # If their transports were closed, the selector would forget them, also for the parent.
+        keep_for_ever(inherited)
 
 
 def set_read_timeout(engine: Engine, seconds: float) -> None:

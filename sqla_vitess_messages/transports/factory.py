@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy import URL, Engine, Table, create_engine
 from sqlalchemy.exc import ArgumentError
 
 from ..errors import InvalidArgument
+from ..logs import get_logger
 from ..rows.message import queue_table
 from ..runtime import Runtime
+from ..table.options import queue_options
+from ..table.order import is_ordered
 from ..table.reflect import check_database
+from ..vitess.grpc.process import check_process
 from ..vitess.server import is_vitess, is_vitess_grpc
 from .base import M, Receiver, Transport
 from .choice import Grpc, Pull, Stream, TransportChoice, check_choice
@@ -25,19 +28,32 @@ from .streamable import find_unstreamable
 
 __all__ = ["check_transport", "make_transport"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
-def check_transport(engine: Engine, transport: TransportChoice) -> Pull | Stream | Grpc:
+def check_transport(
+    engine: Engine, transport: TransportChoice, table: Table
+) -> Pull | Stream | Grpc:
     """Return the transport to use, before anything is connected.
 
     ``auto`` streams over gRPC where the engine's URL is one for that, and pulls everywhere else.
     With vtgate's default flags a stream over the MySQL protocol delivers later, and with any flags
     it may lease more than was requested. The figures are in docs/explanation/transports.md.
 
-    :raises InvalidArgument: when the engine can't do what the transport requires.
+    An ordered queue is always pulled from: a stream brings what is due, whatever precedes it.
+
+    :param table: the queue.
+    :raises InvalidArgument: when the engine or the queue can't do what the transport requires.
     """
     choice = check_choice(transport)
+    if is_ordered(table):
+        if isinstance(choice, (Stream, Grpc)):
+            raise InvalidArgument(
+                f"transport={type(choice).__name__.lower()!r}: {table.name!r} is ordered by "
+                f"{', '.join(queue_options(table).ordered_by or ())}, and a stream brings each "
+                "message as soon as it is due, whatever precedes it; use 'pull' or 'auto'"
+            )
+        choice = choice or Pull()
     speaks_grpc = is_vitess_grpc(engine.dialect)
     if choice is None:
         choice = Grpc() if speaks_grpc else Pull()
@@ -68,6 +84,7 @@ def make_transport(
     :raises QueueNotFound: when the table is missing, or is not the model's queue.
     :raises InvalidArgument: when the database can't do what the transport requires, or has no such
         shards.
+    :raises MessageQueueError: for gRPC, in a process that was forked after it had been used.
     """
     pulling = choice if isinstance(choice, Pull) else Pull()
     vitess = _check_queue(model, engine, pulling.shards)
@@ -79,6 +96,8 @@ def make_transport(
             f"transport={type(choice).__name__.lower()!r}: the {engine.url.get_backend_name()} "
             "database is no Vitess and streams nothing; use 'pull' or 'auto'"
         )
+    if isinstance(choice, Grpc):
+        check_process()
     loads_by_id = _loads_by_id(model, engine)
     if isinstance(choice, Stream):
         return StreamTransport(

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.orm import Session
 
+from ..rows.own_session import OwnSession
 from ..runtime import Runtime, Task
 from .base import LeasedRow, M, Receiver, Unloadable
 from .pull import PullTransport
@@ -128,7 +128,7 @@ class GrpcTransport(BaseStreamTransport[M]):
 
         Returns when the stream has ended, or its last part can't be read as instances.
         """
-        session = Session(connection, autoflush=False)
+        session = OwnSession(connection)
         messages: list[M] = []
 
         def deliver() -> None:
@@ -155,9 +155,8 @@ class GrpcTransport(BaseStreamTransport[M]):
         while self._last_arrival + GAP > time.monotonic() < end:
             self._runtime.sleep(GAP / 10)
 
-    def disconnect(self) -> None:
-        super().disconnect()
-        self._grpc.dispose()
+    def engines(self) -> list[Engine]:
+        return [*super().engines(), self._grpc]
 
 
 def _leased_rows(stream: dbapi.ResultStream) -> list[LeasedRow]:

@@ -18,14 +18,14 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from ..errors import InvalidArgument
+from ..rows.own_session import OwnSession
 from ..runtime import Runtime, Task
 from ..vitess.server import is_pymysql
 from .base import LeasedRow, M, Receiver
-from .engines import set_read_timeout
+from .engines import copy_engine, set_read_timeout
 from .pull import PullTransport
 from .stream_base import BaseStreamTransport
 
@@ -41,6 +41,9 @@ LANES = 2
 
 SILENCE = 1.5
 """Seconds without the end of a segment, after its time, until the server counts as gone."""
+
+_INTERRUPTED = (1317,)
+"""MySQL's number of the error for a query that the server has ended, such as by its time limit."""
 
 
 def check_stream(engine: Engine) -> None:
@@ -80,8 +83,10 @@ class StreamTransport(BaseStreamTransport[M]):
         )
         self._lanes: list[Task] = []
         self._stopping = threading.Event()
-        set_read_timeout(engine, SEGMENT + SILENCE)
-        _keep_pool_of(engine)
+        # Of its own, because other statements may take longer than a segment.
+        self._streaming = copy_engine(engine)
+        set_read_timeout(self._streaming, SEGMENT + SILENCE)
+        _keep_pool_of(self._streaming)
 
     def _begin(self) -> None:
         self._stopping.clear()
@@ -101,6 +106,9 @@ class StreamTransport(BaseStreamTransport[M]):
         super().interrupt()
         self._stopping.set()
 
+    def engines(self) -> list[Engine]:
+        return [*super().engines(), self._streaming]
+
     def _run_lane(self, first_segment: float) -> None:
         seconds = first_segment
         try:
@@ -114,7 +122,7 @@ class StreamTransport(BaseStreamTransport[M]):
         """Read one segment of the stream, to its end."""
         started = time.monotonic()
         try:
-            with self._engine.connect() as connection:
+            with self._streaming.connect() as connection:
                 connection = connection.execution_options(isolation_level="AUTOCOMMIT")  # noqa: PLW2901
                 try:
                     connection.execute(text("SET workload='olap'"))
@@ -123,9 +131,8 @@ class StreamTransport(BaseStreamTransport[M]):
                     # The next user of the connection wants the OLTP workload.
                     connection.invalidate()
         except DBAPIError as error:
-            # A cluster ends a segment by dropping the connection; vtcombo ends the result.
             lasted = time.monotonic() - started
-            if not error.connection_invalidated or not seconds <= lasted < seconds + SILENCE:
+            if not _may_be_an_end(error) or not seconds <= lasted < seconds + SILENCE:
                 raise
 
     def _read_stream(self, connection: Connection, seconds: float) -> None:
@@ -134,7 +141,7 @@ class StreamTransport(BaseStreamTransport[M]):
         cursor = StreamCursor.of(connection)
         try:
             if self._loads_by_id:
-                sql = str(self._stream(seconds).compile(dialect=self._engine.dialect))
+                sql = str(self._stream(seconds).compile(dialect=self._streaming.dialect))
                 result = connection.exec_driver_sql(sql)
                 while result.fetchone() is not None:
                     self._arrive_by_id([_leased_row(cursor)])
@@ -146,7 +153,7 @@ class StreamTransport(BaseStreamTransport[M]):
     def _read_messages(self, connection: Connection, seconds: float, cursor: StreamCursor) -> None:
         """Deliver messages; by its id each whose row can't be read as an instance."""
         while True:
-            session = Session(connection, autoflush=False)
+            session = OwnSession(connection)
             try:
                 for message in session.scalars(self._stream_messages(seconds)).yield_per(1):
                     session.expunge(message)
@@ -157,6 +164,16 @@ class StreamTransport(BaseStreamTransport[M]):
                 self._arrive_by_id([_leased_row(cursor)])
             else:
                 return
+
+
+def _may_be_an_end(error: DBAPIError) -> bool:
+    """Return whether this may be how a server ends a segment, if it comes when that is over.
+
+    The time limit of a query on a tablet is an error from Vitess 24 on. Before, vtgate drops the
+    connection. vtcombo, and sometimes vtgate, end the result, which is no error.
+    """
+    ended = error.orig is not None and error.orig.args[:1] == _INTERRUPTED
+    return ended or error.connection_invalidated
 
 
 _streaming: WeakSet[Engine] = WeakSet()

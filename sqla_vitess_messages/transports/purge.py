@@ -5,7 +5,6 @@ The tablets of Vitess do this themselves. On other databases subscribers do it.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from sqlalchemy import Connection, Engine, Row, Select, Table, bindparam, delete
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from .. import clock
+from ..logs import get_logger
 from ..rows.queries import by_index, id_condition
 from ..rows.transient import is_deadlock
 from ..table.layouts import LAYOUTS
@@ -49,7 +49,7 @@ has locked."""
 RETRY_AFTER = 600.0
 """Seconds until rows that couldn't be deleted are tried again, and are warned of again."""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Purger:

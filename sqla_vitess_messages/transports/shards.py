@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, Table, event, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..shown import shown
 from ..vitess.vschema import is_sharded, keyspace_of
 from .engines import copy_engine
 
@@ -25,10 +26,14 @@ def check_shards(wanted: Sequence[str] | None) -> None:
     """
     if wanted is None:
         return
-    if isinstance(wanted, str) or not all(isinstance(name, str) for name in wanted):
-        raise InvalidArgumentType(f"shards={wanted!r}: expected a list such as ['-80']")
+    if (
+        isinstance(wanted, str)
+        or not isinstance(wanted, Sequence)
+        or not all(isinstance(name, str) for name in wanted)
+    ):
+        raise InvalidArgumentType(f"shards={shown(wanted)}: expected a list such as ['-80']")
     if not wanted or not all(wanted):
-        raise InvalidArgument(f"shards={wanted!r}: name a shard or a key range such as '-80'")
+        raise InvalidArgument(f"shards={shown(wanted)}: name a shard or a key range such as '-80'")
 
 
 def choose_shards(targets: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
@@ -49,7 +54,8 @@ def choose_shards(targets: Sequence[str], wanted: Sequence[str] | None) -> list[
     ]
     if not chosen:
         raise InvalidArgument(
-            f"shards={list(wanted)!r}: the keyspace has {', '.join(names.values()) or 'no shards'}"
+            f"shards={shown(list(wanted))}: the keyspace has "
+            f"{', '.join(names.values()) or 'no shards'}"
         )
     return chosen
 

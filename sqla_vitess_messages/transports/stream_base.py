@@ -8,7 +8,6 @@ accepting messages.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Sequence
@@ -21,7 +20,10 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import TextClause, TextualSelect
 
 from ..events import Reconnected, StreamSilent
+from ..logs import get_logger
+from ..rows.backoff import longest_backoff
 from ..rows.lease import Lease
+from ..rows.loading import is_too_large
 from ..rows.queries import CHUNK, batch_parameters, id_condition, shard_conditions
 from ..runtime import Runtime
 from .base import BaseTransport, LeasedRow, M, Receiver, Unloadable
@@ -49,6 +51,15 @@ PULLED_AFTER = 0.1
 """Seconds that a message may be due while the stream is silent. A stream that works again is
 faster."""
 
+FAILURES_IN_SUCCESSION = 2
+"""How often streams must fail, each soon after the one before, to be suspected of what they bring.
+
+Once is no proof: servers restart.
+"""
+
+SUSPECTED_FOR = 30.0
+"""Seconds that a suspected queue is pulled from at least."""
+
 CONFIRM_TIMEOUT = 5.0
 """Seconds to wait for the postpone that follows a delivery."""
 
@@ -57,7 +68,7 @@ UNSUBSCRIBED_AFTER = 0.2
 messages to nobody, and postpone them.
 """
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class StreamFrom(ClauseElement):
@@ -100,7 +111,7 @@ class BaseStreamTransport(BaseTransport[M]):
         runtime: Runtime,
         loads_by_id: bool,
     ) -> None:
-        super().__init__(model, engine)
+        super().__init__(model, engine, vitess=True)
         self._pull = pull
         self._loads_by_id = loads_by_id
         self._receiver = receiver
@@ -115,14 +126,22 @@ class BaseStreamTransport(BaseTransport[M]):
         self._has_streamed = False
         self._silent_polls = 0
         self._next_poll = 0.0
+        self._failures = 0
+        self._failed_until = -math.inf
+        self._suspected_until = -math.inf
         self.pause = 0.0
 
     def poll(self, limit: int) -> None:
         """Pull a backlog first, then begin to read, and now and then pull overlooked messages."""
         if self._failure is not None:
             failure = self._failure
+            self._note_failure(failure)
             self.stop()
             raise failure
+        if time.monotonic() < self._suspected_until:
+            self._pull.poll(limit)
+            self.pause = self._pull.pause
+            return
         if not self._reading:
             if self._pull.lease(limit) >= min(limit, LARGEST_PULL):
                 self.pause = 0.0
@@ -133,6 +152,25 @@ class BaseStreamTransport(BaseTransport[M]):
         elif time.monotonic() >= self._next_poll:
             self._pull_overlooked(limit)
         self.pause = max(self._next_poll - time.monotonic(), 0.0)
+
+    def _note_failure(self, failure: Exception) -> None:
+        """Pull for a while, if streams fail because of what they bring.
+
+        Vitess sends several messages as one, which it then refuses because of its size. They are
+        leased nevertheless. When their leases end, another stream would fail as this one did. Over
+        the MySQL protocol it doesn't say why.
+        """
+        now = time.monotonic()
+        self._failures = self._failures + 1 if now < self._failed_until else 1
+        # Until the messages of this stream have come back, or those of one that fails then.
+        lease = self._options.ack_wait + longest_backoff(self._failures, self._options)
+        self._failed_until = now + 2 * lease
+        if is_too_large(failure) or self._failures >= FAILURES_IN_SUCCESSION:
+            self._suspected_until = now + max(2 * lease, SUSPECTED_FOR)
+            log.warning(
+                "the stream failed, perhaps because of large messages: pulling for %.0f s",
+                self._suspected_until - now, extra={"queue": self._table.name},
+            )  # fmt: skip
 
     @property
     def _is_silent(self) -> bool:
@@ -250,8 +288,8 @@ class BaseStreamTransport(BaseTransport[M]):
         self._runtime.sleep(max(self._left_at + UNSUBSCRIBED_AFTER - time.monotonic(), 0.0))
         super().release_leases(leases)
 
-    def disconnect(self) -> None:
-        self._pull.disconnect()  # With the same engine.
+    def engines(self) -> list[Engine]:
+        return self._pull.engines()  # With the same engine.
 
     def close(self) -> None:
         self._pull.close()

@@ -8,7 +8,7 @@ from sqlalchemy import Column, Connection, Table, func, inspect, select, table
 from sqlalchemy import column as sql_column
 from sqlalchemy.orm import class_mapper
 
-from ..rows.message import Message, queue_table
+from ..rows.message import NEXT_DUE_ATTRIBUTE, Message, queue_table
 from ..table.options import CommentOptions
 
 __all__ = ["find_unstreamable"]
@@ -47,7 +47,7 @@ def find_unstreamable(connection: Connection, model: type[Message]) -> list[str]
             elif part.key != part.name and part.key in names:
                 # SQLAlchemy, given a text, looks for a column by its key as well.
                 found.append(f"{attribute.key} (its column's key is another column's name)")
-            elif part.name not in streamed:
+            elif part.name not in streamed and attribute.key != NEXT_DUE_ATTRIBUTE:
                 found.append(f"{attribute.key} (not in the message_cols of the table's comment)")
             elif _has_expression(part, connection):
                 found.append(f"{attribute.key} (its type reads it by an expression)")
