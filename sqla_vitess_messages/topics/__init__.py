@@ -1,0 +1,1 @@
+"""Topics: a payload that several queues have in common, and events that are published to them."""
