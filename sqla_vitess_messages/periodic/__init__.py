@@ -1,0 +1,1 @@
+"""Messages that are enqueued at the times of a schedule, once each, by any of many processes."""
