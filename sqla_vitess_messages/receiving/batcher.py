@@ -9,24 +9,32 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from math import inf
 from typing import NamedTuple, Protocol
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
-from ..errors import MessageQueueError, SubscriberClosed
+from ..errors import SettlementError, SubscriberClosed
 from ..events import Outcome
 from ..rows import settle
 from ..rows.lease import Lease
 from ..rows.message import Message
-from ..rows.transient import retry_transaction
+from ..rows.separately import find_failures
+from ..rows.transient import is_lock_timeout, retry_transaction
 from ..runtime import Runtime
 
-__all__ = ["Future", "PendingSettlement", "SettlementBatcher", "settle_together"]
+__all__ = ["LONGEST_WAIT", "Future", "PendingSettlement", "SettlementBatcher", "settle_together"]
 
 LINGER = 0.002
 """Seconds that a settlement waits for others to join it."""
+
+LONGEST_WAIT = 30.0
+"""Seconds after which a settlement is given up that waits for others, which the server holds up."""
 
 LARGEST_GROUP = 500
 """Settlements in one commit: as many as one statement takes."""
@@ -51,21 +59,27 @@ class Change(NamedTuple):
 
 
 class PendingSettlement(NamedTuple):
-    """The lease of one message to settle, and the future that its result is for."""
+    """The lease of one message to settle, and the future that its result is for.
+
+    :param give_up_at: when it is no longer to be begun, on :func:`time.monotonic`.
+    """
 
     lease: Lease
     change: Change
     future: Future
+    give_up_at: float = inf
 
     def succeed(self) -> None:
         """Resolve the future: the settlement is committed."""
-        if not self.future.done():
-            self.future.set_result(None)
+        with suppress(InvalidStateError):  # The subscriber was closed meanwhile.
+            if not self.future.done():
+                self.future.set_result(None)
 
     def fail(self, error: Exception) -> None:
         """Resolve the future with the reason why the settlement isn't committed."""
-        if not self.future.done():
-            self.future.set_exception(error)
+        with suppress(InvalidStateError):
+            if not self.future.done():
+                self.future.set_exception(error)
 
 
 class SettlementBatcher:
@@ -83,6 +97,7 @@ class SettlementBatcher:
         self._work_available = runtime.condition(self._lock)
         self._progress = runtime.condition(self._lock)
         self._waiting: list[PendingSettlement] = []
+        self._committing: list[PendingSettlement] = []
         self._added = self._finished = 0
         self._closed = False
         self._task = runtime.start(self._run, "SettlementBatcher")
@@ -125,25 +140,34 @@ class SettlementBatcher:
         self._task.join()
 
     def cancel(self) -> None:
-        """Give up what is being committed, where that is possible."""
+        """Wait for the server no longer. Every future is resolved now."""
+        self._abandon()
         self._task.cancel()
 
     def _run(self) -> None:
-        group: list[PendingSettlement] = []
         try:
             while group := self._next_group():
-                self._commit(group)
+                if timely := _fail_overdue(group):
+                    self._commit_all(timely)
                 with self._lock:
+                    self._committing = []
                     self._finished += len(group)
                     self._progress.notify_all()
         finally:
-            self._abandon(group)
+            self._abandon()
 
-    def _abandon(self, group: list[PendingSettlement]) -> None:
-        """Resolve every future that is left, if committing was cancelled."""
+    def _commit_all(self, group: Sequence[PendingSettlement]) -> None:
+        try:
+            self._commit(group)
+        except Exception as error:  # noqa: BLE001  # Of the runtime: the server is silent.
+            for pending in group:
+                pending.fail(error)
+
+    def _abandon(self) -> None:
+        """Resolve every future that is left."""
         with self._lock:
             self._closed = True
-            left = [*group, *self._waiting]
+            left = [*self._committing, *self._waiting]
             self._waiting.clear()
             self._finished = self._added
             self._progress.notify_all()
@@ -163,43 +187,95 @@ class SettlementBatcher:
                 remaining = end - time.monotonic()
                 if remaining <= 0 or not self._work_available.wait(remaining):
                     break
-            group = self._waiting[:LARGEST_GROUP]
+            group = self._committing = self._waiting[:LARGEST_GROUP]
             del self._waiting[:LARGEST_GROUP]
         return group
+
+
+def _fail_overdue(group: Sequence[PendingSettlement]) -> list[PendingSettlement]:
+    """Give up those that have waited for too long, and return the others."""
+    now = time.monotonic()
+    timely = [pending for pending in group if pending.give_up_at >= now]
+    if len(timely) < len(group):
+        error = OSError(f"not settled, because the server has failed for {LONGEST_WAIT:g} s")
+        for pending in group:
+            if pending.give_up_at < now:
+                pending.fail(error)
+    return timely
 
 
 def settle_together(
     model: type[Message], engine: Engine, group: Sequence[PendingSettlement]
 ) -> None:
-    """Commit a group; if one settlement can't be, find it by halves and commit the others."""
+    """Commit the settlements of a group that can be, and resolve all of its futures."""
     try:
-        retry_transaction(partial(_settle_in_transaction, model, engine, group))
-    except MessageQueueError as error:
-        if len(group) == 1:
-            group[0].fail(error)
-            return
-        settle_together(model, engine, group[: len(group) // 2])
-        settle_together(model, engine, group[len(group) // 2 :])
+        try:
+            _settle_each(model, engine, group, skip_locked=False)
+        except _RowsLocked:
+            _settle_each(model, engine, group, skip_locked=True)
     except Exception as error:  # noqa: BLE001  # Every future has to be resolved.
         for pending in group:
             pending.fail(error)
-    else:
-        for pending in group:
-            pending.succeed()
+
+
+class _RowsLocked(OSError):
+    """Other transactions have kept rows locked for long: that isn't waited for again."""
+
+
+def _settle_each(
+    model: type[Message], engine: Engine, group: Sequence[PendingSettlement], *, skip_locked: bool
+) -> None:
+    """Commit the settlements of a group that can be, and fail the others.
+
+    :raises _RowsLocked: unless those whose rows are locked are to be among the others.
+    """
+
+    def settle_some(some: Sequence[PendingSettlement]) -> None:
+        locked = retry_transaction(
+            partial(_settle_in_transaction, model, engine, some, skip_locked=skip_locked)
+        )
+        for pending in some:
+            if pending.lease in locked:
+                pending.fail(_locked_error(pending.lease.message_id))
+            else:
+                pending.succeed()
+
+    unsettled = [pending for pending in group if not pending.future.done()]
+    for pending, error in find_failures(settle_some, unsettled):
+        pending.fail(error)
 
 
 def _settle_in_transaction(
-    model: type[Message], engine: Engine, group: Sequence[PendingSettlement]
-) -> None:
+    model: type[Message], engine: Engine, group: Sequence[PendingSettlement], *, skip_locked: bool
+) -> set[Lease]:
+    """Settle a group, and return the leases whose rows are locked, which were skipped."""
+    locked: set[Lease] = set()
     # Each lease once, as the same message may be given twice.
     by_change: dict[Change, dict[Lease, None]] = defaultdict(dict)
-    for pending in group:
-        by_change[pending.change][pending.lease] = None
-    with engine.begin() as connection:
-        for change, leases in ((change, list(some)) for change, some in by_change.items()):
-            if change.outcome == "ack":
-                settle.ack(model, connection, leases)
-            elif change.outcome == "fail":
-                settle.fail(model, connection, leases, change.reason)
-            else:
-                settle.retry(model, connection, leases, change.delay)
+    try:
+        with engine.begin() as connection:
+            if skip_locked:
+                locked = settle.find_locked(model, connection, {pending.lease for pending in group})
+            for pending in group:
+                if pending.lease not in locked:
+                    by_change[pending.change][pending.lease] = None
+            for change, leases in ((change, list(some)) for change, some in by_change.items()):
+                if change.outcome == "ack":
+                    settle.ack(model, connection, leases)
+                elif change.outcome == "fail":
+                    settle.fail(model, connection, leases, change.reason)
+                else:
+                    settle.retry(model, connection, leases, change.delay, change.reason)
+    except DBAPIError as error:
+        if is_lock_timeout(error):
+            raise _RowsLocked from error
+        raise
+    return locked
+
+
+def _locked_error(message_id: int) -> SettlementError:
+    return SettlementError(
+        f"another transaction keeps the row of message {message_id} locked, so that it is not "
+        "settled; it comes back when its lease is over",
+        message_ids=[message_id],
+    )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 from weakref import ref
 
 from ..events import Event
+from ..logs import get_logger
 
 __all__ = ["Emitting", "EventEmitter"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Emitting(Protocol):
@@ -33,6 +33,10 @@ class EventEmitter:
         self._subscriber = ref(subscriber)
         self._queue = queue
         self.is_needed = subscriber._on_event is not None
+
+    def silence(self) -> None:
+        """Emit nothing more: the subscriber has been closed, and may be open again."""
+        self.is_needed = False
 
     def emit(
         self, events: Iterable[Event], is_cancellation: Callable[[BaseException], bool]

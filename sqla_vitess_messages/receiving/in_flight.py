@@ -29,12 +29,16 @@ class InFlight(Generic[M]):
     :param queue: the table's name, for events.
     :param limit: how many messages may be leased at a time.
     :param emit_events: whether to collect events.
+    :param keep_settled: whether to collect the leases that are settled, for :meth:`take_settled`.
     """
 
-    def __init__(self, queue: str, limit: int, *, emit_events: bool) -> None:
+    def __init__(
+        self, queue: str, limit: int, *, emit_events: bool, keep_settled: bool = False
+    ) -> None:
         self._queue = queue
         self._emit_events = emit_events
-        self._limit = limit
+        self._settled: list[Lease] | None = [] if keep_settled else None
+        self.limit = limit
         self._waiting: deque[M] = deque()
         self._unusable: list[M] = []
         self._handed_out: set[Lease] = set()
@@ -54,7 +58,7 @@ class InFlight(Generic[M]):
         """
         self.free_slots()
         taken: list[M] = []
-        while self._waiting and len(taken) < limit and len(self._handed_out) < self._limit:
+        while self._waiting and len(taken) < limit and len(self._handed_out) < self.limit:
             message = self._waiting.popleft()
             lease = _lease(message)
             lease.call_when_settling(on_settling)
@@ -77,6 +81,8 @@ class InFlight(Generic[M]):
             settled = [lease for lease in self._settling if lease.is_settled]
             self._handed_out.difference_update(settled)
             self._settling = [lease for lease in self._settling if lease.is_settling]
+            if self._settled is not None:
+                self._settled += settled
             if self._emit_events:
                 for lease in settled:
                     self._add_settled_events(lease)
@@ -103,14 +109,15 @@ class InFlight(Generic[M]):
             self._events.append(Dead(self._queue, lease.message_id, lease.epoch))
 
     def drop(self, leases: Iterable[Lease]) -> None:
-        """Forget messages that were handed out, and are released now."""
+        """Forget messages that were handed out, and whose leases are over."""
+        self.free_slots()
         self._handed_out.difference_update(leases)
 
     @property
     def free(self) -> int:
         """How many slots are free; less than 0 if a stream brought too many messages."""
         used = len(self._handed_out) + len(self._waiting) + len(self._unusable)
-        return self._limit - used
+        return self.limit - used
 
     @property
     def wants_more(self) -> bool:
@@ -123,7 +130,7 @@ class InFlight(Generic[M]):
         return self._pays_with(self.free + len(self._settling))
 
     def _pays_with(self, free: int) -> bool:
-        return free > 0 and (not self._waiting or free >= self._limit / 2)
+        return free > 0 and (not self._waiting or free >= self.limit / 2)
 
     @property
     def must_release(self) -> bool:
@@ -143,6 +150,11 @@ class InFlight(Generic[M]):
         """Remove and return the waiting messages beyond the limit."""
         return [self._waiting.pop() for _ in range(min(-self.free, len(self._waiting)))]
 
+    def set_all_aside(self) -> None:
+        """Make every waiting message unusable, so that it is released."""
+        self._unusable += self._waiting
+        self._waiting.clear()
+
     def take_all_waiting(self) -> list[M]:
         """Remove and return every message that was not handed out."""
         waiting = [*self._waiting, *self._unusable]
@@ -161,6 +173,19 @@ class InFlight(Generic[M]):
         if self._next_expiry < math.inf:
             seconds = min(seconds, max(self._next_expiry - time.monotonic(), 0.001))
         return seconds
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether there is something for :meth:`take_settled`."""
+        self.free_slots()
+        return bool(self._settled)
+
+    def take_settled(self) -> list[Lease]:
+        """Remove and return the leases that were settled since the last call, if they are kept."""
+        settled = self._settled or []
+        if settled:
+            self._settled = []
+        return settled
 
     def take_events(self) -> list[Event]:
         """Remove and return the events since the last call."""

@@ -6,7 +6,6 @@ and for asyncio.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -17,18 +16,23 @@ from sqlalchemy import Engine
 
 from ..errors import SubscriberClosed
 from ..events import Dead, Event, Reconnected, Reconnecting
+from ..forking import forget_in_child
+from ..logs import get_logger
+from ..reconnecting import lost_connection_errors, repeat_until_stopped
 from ..rows import settle
 from ..rows.lease import Lease
 from ..rows.message import Message, queue_table
 from ..rows.transient import is_transient
 from ..runtime import Runtime, Task
+from ..table.order import is_ordered
 from ..transports.base import Transport, Unloadable
 from ..transports.choice import Grpc, Pull, Stream
+from ..transports.engines import leave_to_parent
 from ..transports.factory import make_transport
 from .batcher import SettlementBatcher, settle_together
 from .emitting import EventEmitter
 from .in_flight import InFlight
-from .reconnecting import lost_connection_errors, repeat_until_stopped
+from .pausing import PauseGate
 from .rejection import Reject, Rejection, settle_rejected
 
 __all__ = ["ReceiveLoop"]
@@ -44,7 +48,7 @@ ABANDON_TIMEOUT = 0.1
 IDLE_CHECK_INTERVAL = 1.0
 """Seconds until a subscriber that has no work checks again whether slots became free."""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class ReceiveLoop(Generic[M]):
@@ -70,7 +74,9 @@ class ReceiveLoop(Generic[M]):
     ) -> None:
         self._model = model
         self._queue = queue_table(model).name
+        self._has_followers = is_ordered(queue_table(model))
         self._engine = engine
+        self._gate = PauseGate(queue_table(model), engine)
         self._in_flight = in_flight
         self._add_settling = partial(self._on_settling, in_flight)
         self._runtime = runtime
@@ -82,6 +88,7 @@ class ReceiveLoop(Generic[M]):
         self._poll_requested = runtime.condition(lock)
         self._closing_requested = runtime.condition(lock)
         self._poll_now = self._stopping = self._closing = self._disconnected = False
+        self._is_parents = False
         self._rejected: list[Rejection] = []
         self._error: BaseException | None = None
         self._transport: Transport[M]
@@ -106,6 +113,7 @@ class ReceiveLoop(Generic[M]):
         self._batcher = SettlementBatcher(
             lambda group: self._runtime.call(settle_group, group), self._runtime
         )
+        forget_in_child(self)
         self._task = self._runtime.start(self._run, f"Subscriber({self._queue})")
 
     @property
@@ -150,6 +158,7 @@ class ReceiveLoop(Generic[M]):
 
     def _detach(self) -> None:
         """Leave the slots to a successor: what this loop is still to receive, it will release."""
+        self._emitter.silence()
         with self._lock:
             own: InFlight[M] = InFlight(self._queue, 0, emit_events=False)
             own.add(self._in_flight.take_all_waiting())
@@ -162,6 +171,12 @@ class ReceiveLoop(Generic[M]):
             self._notify_all()
             self._lock.release()
         self._transport.interrupt()
+
+    def forget_parent(self) -> None:
+        """Leave the messages and connections to the process that opened the subscriber."""
+        self._is_parents = True
+        for engine in self._transport.engines():
+            leave_to_parent(engine)
 
     @property
     def has_ended(self) -> bool:
@@ -190,6 +205,8 @@ class ReceiveLoop(Generic[M]):
             raise self._error
         if self._stopping or self.has_ended:
             raise self._closed()
+        if self._gate.is_closed:
+            return []
         messages = self._in_flight.checkout(limit, self._add_settling)
         if self._has_work:
             self._work_available.notify()
@@ -210,15 +227,23 @@ class ReceiveLoop(Generic[M]):
     def release(self, leases: Sequence[Lease]) -> None:
         """Make messages that were handed out ready for others, as if they had not been."""
         self._runtime.call(self._transport.release_leases, leases)
+        self.drop(leases)
+
+    def drop(self, leases: Sequence[Lease]) -> None:
+        """Forget messages that were handed out, and whose leases are known to be over."""
         with self._lock:
             self._in_flight.drop(leases)
             self._work_available.notify()
 
     def _on_settling(self, slots: InFlight[M], leases: Sequence[Lease]) -> None:
+        if self._is_parents:
+            return  # Its slots are none of this process, and its lock may never be free.
         with self._lock:
             slots.add_settling(leases)
             if slots.may_want_more:
                 self._work_available.notify()
+                if self._has_followers:
+                    self._poll_requested.notify()
 
     def deliver(self, messages: Sequence[M], unloadable: Sequence[Unloadable] = ()) -> None:
         """Accept leased messages: from the loop, or from what reads a stream."""
@@ -250,7 +275,7 @@ class ReceiveLoop(Generic[M]):
 
     @property
     def _has_work(self) -> bool:
-        return self._must_release or self._in_flight.wants_more
+        return self._must_release or (self._in_flight.wants_more and not self._gate.is_closed)
 
     def _run(self) -> None:
         """Receive until closed, reconnecting as often as it takes."""
@@ -307,11 +332,14 @@ class ReceiveLoop(Generic[M]):
         self._wait_for_work()
         self._settle_rejected()
         self._release_excess()
+        self._follow_gate()
         self._pause()
         with self._lock:
             self._in_flight.free_slots()
-            wanted = self._in_flight.wants_more and not self._stopping
+            wanted = self._in_flight.wants_more and not (self._stopping or self._gate.is_closed)
             limit = self._in_flight.free
+            settled = self._in_flight.take_settled()
+        self._transport.note_settled(settled)
         if wanted:
             self._runtime.call(self._transport.poll, limit)
         if self._disconnected:
@@ -324,22 +352,45 @@ class ReceiveLoop(Generic[M]):
         while waiting:
             with self._lock:
                 self._in_flight.free_slots()
-                waiting = not (self._has_work or self._stopping)
+                waiting = not (self._has_work or self._stopping or self._gate.is_due)
                 if waiting:
-                    longest = self._in_flight.seconds_until_change(IDLE_CHECK_INTERVAL)
+                    longest = min(IDLE_CHECK_INTERVAL, self._gate.due_at - time.monotonic())
+                    longest = self._in_flight.seconds_until_change(longest)
                     self._work_available.wait(longest)
             self._flush_events()
+
+    def _follow_gate(self) -> None:
+        """Check whether the queue is paused, and release what nobody has got while it is."""
+        if self._gate.is_due:
+            self._runtime.call(self._gate.check)
+        if self._gate.is_closed:
+            self._runtime.call(self._transport.stop)
+            self._transport.pause = 0.0  # When it is resumed, messages have waited for long.
+            with self._lock:
+                self._in_flight.set_all_aside()
+            self._release_excess()
 
     def _pause(self) -> None:
         """Wait for the time that the transport asks for, unless a poll is requested."""
         end = time.monotonic() + self._transport.pause
+        while not (self._gate.is_closed or self._wait_for_request(end)):
+            self._follow_gate()
+
+    def _wait_for_request(self, end: float) -> bool:
+        """Wait until a poll is requested, or for its time; return False if the gate is first."""
         with self._lock:
-            while not (self._poll_now or self._stopping):
-                if (remaining := end - time.monotonic()) <= 0:
-                    return
+            while not (self._poll_now or self._stopping or self._in_flight.has_settled):
+                if (now := time.monotonic()) >= end:
+                    return True
+                if now >= self._gate.due_at:
+                    return False
+                remaining = min(end, self._gate.due_at) - now
+                if self._has_followers:
+                    remaining = self._in_flight.seconds_until_change(remaining)
                 self._poll_requested.wait(remaining)
             self._poll_now = False
             self._transport.pause = 0.0
+        return True
 
     def _settle_rejected(self) -> None:
         """Retry or fail messages that are not to be handed out."""
@@ -347,9 +398,8 @@ class ReceiveLoop(Generic[M]):
             rejected, self._rejected = self._rejected, []
         if rejected:
             dead = self._runtime.call(settle_rejected, self._model, self._engine, rejected)
-            self._flush_events(
-                *(Dead(self._queue, lease.message_id, lease.epoch) for lease in dead)
-            )
+            events = [Dead(self._queue, lease.message_id, lease.epoch) for lease in dead]
+            self._flush_events(*events)
 
     def _release_excess(self) -> None:
         """Release messages that have waited for too long, and those beyond the limit."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol, TypeVar
@@ -10,6 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from sqlalchemy import Engine, Table
 
 from ..errors import LeaseLost
+from ..logs import get_logger
 from ..rows.lease import Lease, lease_of
 from ..rows.message import Message, queue_table
 from ..rows.reasons import describe_error
@@ -22,7 +22,7 @@ __all__ = ["Reject", "Rejection", "queue_policy", "reject", "settle_rejected"]
 
 M = TypeVar("M", bound=Message)
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MAX_DELAY = 3600.0
 """The longest delay, in seconds, of a queue without a ``max_backoff``."""
@@ -127,6 +127,6 @@ def settle_rejected(
 
 def _pending(rejection: Rejection) -> tuple[PendingSettlement, Future[None]]:
     lease, (delay, reason) = rejection
-    change = Change("fail", reason=reason) if delay is None else Change("retry", delay=delay)
+    change = Change("fail" if delay is None else "retry", reason, delay)
     future: Future[None] = Future()
     return PendingSettlement(lease, change, future), future

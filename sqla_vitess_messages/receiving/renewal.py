@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import LeaseLost
+from ..logs import get_logger
 from ..rows.lease import Lease
 from ..runtime import Runtime
 
@@ -16,7 +16,10 @@ __all__ = ["Heartbeat", "LeaseRenewals"]
 STOP_TIMEOUT = 1.0
 """Seconds that :meth:`Heartbeat.stop` waits for a server that doesn't answer."""
 
-log = logging.getLogger(__name__)
+RETRY_INTERVAL = 1.0
+"""Seconds, at most, until a renewal is repeated for which the database failed."""
+
+log = get_logger(__name__)
 
 
 class LeaseRenewals:
@@ -104,14 +107,18 @@ class Heartbeat:
             self._task.cancel()
 
     def _run(self) -> None:
-        while not self._wait():
+        interval = self._ack_wait / 3
+        pause = interval
+        while not self._wait(pause):
+            pause = interval
             if leases := self._renewals.to_renew():
                 try:
                     self._renewals.mark_lost(self._extend(leases, self._ack_wait))
                 except Exception as error:  # noqa: BLE001  # The next attempt may succeed.
                     log.warning("leases could not be extended: %s", error)
+                    pause = min(interval, RETRY_INTERVAL)
 
-    def _wait(self) -> bool:
+    def _wait(self, seconds: float) -> bool:
         """Wait for the next time to renew; return whether it is to stop."""
         with self._lock:
-            return self._stopped or self._stop_requested.wait(self._ack_wait / 3)
+            return self._stopped or self._stop_requested.wait(seconds)

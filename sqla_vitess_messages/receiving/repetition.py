@@ -1,4 +1,4 @@
-"""Repeat the transactions of a worker that fail only because others run at the same time."""
+"""Repeat the transactions of a worker that fail for a passing reason, and not by its own fault."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..rows.transient import is_transient
+from ..rows.transient import is_refused, is_transient
 from .retries import only_error
 
 __all__ = ["Repetition", "is_busy"]
@@ -21,14 +21,19 @@ MAX_DELAY = 1.0
 
 
 def is_busy(error: BaseException) -> bool:
-    """Return whether a transaction failed only because of others: see :func:`.is_transient`."""
-    return is_transient(only_error(error))
+    """Return whether a transaction failed because the database could not serve it.
+
+    See :func:`.is_transient` and :func:`.is_refused`. Nothing of it was committed.
+    """
+    error = only_error(error)
+    return is_transient(error) or is_refused(error)
 
 
 class Repetition:
-    """Calls a transaction, and again as long as it fails only because of others.
+    """Calls a transaction, and again as long as it fails for a passing reason.
 
-    Those may hold their locks for long, so each repetition waits longer than the one before.
+    Others may hold their locks for long, and a server may be away for long, so each repetition
+    waits longer than the one before.
 
     :param seconds: after which it gives up.
     :param sleep: waits so many seconds, or until the worker is to stop.
@@ -42,18 +47,24 @@ class Repetition:
         self._sleep = sleep
         self._must_stop = must_stop
 
-    def __call__(self, transaction: Callable[[], T]) -> T:
+    def __call__(
+        self, transaction: Callable[[], T], is_passing: Callable[[BaseException], bool] = is_busy
+    ) -> T:
+        """Call a transaction as often as necessary.
+
+        :param is_passing: returns whether an error is a reason to call it again.
+        """
         give_up_at = time.monotonic() + self._seconds
         try:
             return transaction()
         except BaseException as error:
-            if not is_busy(error):
+            if not is_passing(error):
                 raise
         from tenacity import Retrying, retry_if_exception
         from tenacity.wait import wait_random_exponential
 
         retrying = Retrying(
-            retry=retry_if_exception(is_busy),
+            retry=retry_if_exception(is_passing),
             wait=wait_random_exponential(multiplier=FIRST_DELAY, max=MAX_DELAY),
             stop=lambda _state: self._must_stop() or time.monotonic() >= give_up_at,
             sleep=self._sleep,

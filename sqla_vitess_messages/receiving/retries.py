@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NamedTuple
 
 from .. import clock
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..logs import get_logger
 from ..rows.epochs import MAX_ATTEMPTS
 from ..rows.reasons import describe_error, text_of
+from ..shown import shown
 
 __all__ = [
     "Discard",
@@ -23,7 +24,7 @@ __all__ = [
     "only_error",
 ]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Retry(Exception):
@@ -33,8 +34,8 @@ class Retry(Exception):
     """
 
     def __init__(self, delay: float | timedelta | None = None) -> None:
-        super().__init__("try again" if delay is None else f"try again in {delay}")
         self.delay = None if delay is None else clock.to_seconds(delay, "delay")
+        super().__init__("try again" if delay is None else f"try again in {self.delay} s")
 
 
 class Discard(Exception):
@@ -81,7 +82,7 @@ class RetryPolicy:
         most = self.max_attempts
         if most is not None:
             if isinstance(most, bool) or not isinstance(most, int):
-                raise InvalidArgumentType(f"max_attempts={most!r}: expected an int or None")
+                raise InvalidArgumentType(f"max_attempts={shown(most)}: expected an int or None")
             if not 1 <= most <= MAX_ATTEMPTS:
                 raise InvalidArgument(
                     f"max_attempts={most}: expected from 1 to {MAX_ATTEMPTS}, or None"
@@ -92,9 +93,11 @@ class RetryPolicy:
         object.__setattr__(self, "rules", dict(self.rules))
         for error, policy in self.rules.items():
             if not (isinstance(error, type) and issubclass(error, Exception)):
-                raise InvalidArgumentType(f"rules: {error!r} is no exception class")
+                raise InvalidArgumentType(f"rules: {shown(error)} is no exception class")
             if not (policy is None or isinstance(policy, RetryPolicy)):
-                raise InvalidArgumentType(f"rules: {policy!r} is neither a RetryPolicy nor None")
+                raise InvalidArgumentType(
+                    f"rules: {shown(policy)} is neither a RetryPolicy nor None"
+                )
 
 
 def is_exhausted(policy: RetryPolicy, attempts: int) -> bool:
@@ -125,10 +128,22 @@ def decide(policy: RetryPolicy, error: BaseException, attempts: int) -> RetryDec
 
 
 def only_error(error: BaseException) -> BaseException:
-    """Return the one exception of a group, as a TaskGroup raises it, or else the error itself."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    """Return the one exception of a group, as a TaskGroup raises it, or else the error itself.
+
+    Several that are all a :class:`Discard` are one.
+    """
+    raised = list(_members(error))
+    if len(raised) == 1 or all(isinstance(one, Discard) for one in raised):
+        return raised[0]
     return error
+
+
+def _members(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _members(one)
+    else:
+        yield error
 
 
 def _policy_for(policy: RetryPolicy, error: BaseException) -> RetryPolicy | None:

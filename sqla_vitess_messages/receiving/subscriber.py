@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -24,19 +25,22 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Engine
 
 from .. import clock
-from ..errors import InvalidArgumentType, SubscriberClosed
+from ..arguments import check_count, check_function, check_model
+from ..errors import SubscriberClosed
 from ..events import Event
+from ..forking import forget_in_child
+from ..logs import get_logger
 from ..mixin import MessageQueueMixin
 from ..rows import settle
 from ..rows.epochs import MAX_ATTEMPTS
 from ..rows.lease import leases_of
 from ..rows.message import queue_table
 from ..runtime import Runtime, ThreadRuntime
+from ..table.order import is_ordered
 from ..transports.choice import TransportChoice
 from ..transports.engines import Bind, dedicated_engine
 from ..transports.factory import check_transport
-from .arguments import check_count, check_function
-from .batcher import Change, PendingSettlement
+from .batcher import LONGEST_WAIT, Change, PendingSettlement
 from .emitting import EventEmitter
 from .in_flight import InFlight
 from .loop import ReceiveLoop
@@ -47,6 +51,13 @@ __all__ = ["BaseSubscriber", "M", "Subscriber"]
 
 M = TypeVar("M", bound=MessageQueueMixin)
 FutureT = TypeVar("FutureT")
+
+log = get_logger(__name__)
+
+DEFAULT_CONCURRENCY = 100
+"""``max_concurrency`` of a subscriber without a worker."""
+
+MOST_CONCURRENCY = 10_000
 
 
 class BaseSubscriber(Generic[M, FutureT]):
@@ -62,28 +73,57 @@ class BaseSubscriber(Generic[M, FutureT]):
         bind: Any,
         *,
         transport: TransportChoice,
-        max_concurrency: int,
+        max_concurrency: int | None,
         max_attempts: int | None,
         on_event: Callable[[Event], object] | None,
     ) -> None:
-        if not (isinstance(model, type) and issubclass(model, MessageQueueMixin)):
-            raise InvalidArgumentType(f"model={model!r}: expected a class with MessageQueueMixin")
-        check_count("max_concurrency", max_concurrency, 10_000)
+        check_model(model)
+        if max_concurrency is not None:
+            check_count("max_concurrency", max_concurrency, MOST_CONCURRENCY)
         if max_attempts is not None:
             check_count("max_attempts", max_attempts, MAX_ATTEMPTS)
         if on_event is not None:
             check_function("on_event", on_event)
         self.model = model
         self._bind = bind
-        self._choice = check_transport(self._make_engine(), transport)
+        self._choice = check_transport(self._make_engine(), transport, queue_table(model))
         self._queue = queue_table(model).name
+        self._max_concurrency = max_concurrency
         self._max_attempts = max_attempts
         self._on_event = on_event
+        self._loop: ReceiveLoop[M] | None = None
+        self._is_open_in_parent = False
+        self._has_worker = False
+        self._reset()
+        forget_in_child(self)
+
+    def _reset(self) -> None:
         self._lock = threading.RLock()
         self._in_flight: InFlight[M] = InFlight(
-            self._queue, max_concurrency, emit_events=on_event is not None
+            self._queue,
+            self._max_concurrency or DEFAULT_CONCURRENCY,
+            emit_events=self._on_event is not None,
+            keep_settled=is_ordered(queue_table(self.model)),
         )
-        self._loop: ReceiveLoop[M] | None = None
+
+    def forget_parent(self) -> None:
+        """Be closed in a process that was forked: the parent has the messages and connections."""
+        self._reset()
+        if self._loop is not None:
+            self._loop = None
+            self._is_open_in_parent = True
+            self._has_worker = False
+
+    def _check_process(self) -> None:
+        """Check that it isn't in the process before a fork that the subscriber was opened.
+
+        :raises SubscriberClosed: otherwise.
+        """
+        if self._is_open_in_parent:
+            raise SubscriberClosed(
+                f"the subscriber of {self._queue!r} was opened before this process was forked, and "
+                "receives in the parent; call open() in this process to receive here as well"
+            )
 
     def _make_engine(self) -> Engine:
         """Return an engine of the subscriber's own, not connected yet."""
@@ -112,6 +152,11 @@ class BaseSubscriber(Generic[M, FutureT]):
         """Whether it was opened, and has neither been closed nor ended since."""
         return self._loop is not None and not self._loop.has_ended
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, or never opened. One that has failed is neither."""
+        return self._loop is None
+
     def stop_receiving(self) -> None:
         """Receive nothing more, and release the messages that nobody has got.
 
@@ -138,37 +183,45 @@ class BaseSubscriber(Generic[M, FutureT]):
         settle.check_reason(reason)
         return self._settle(message, Change("fail", reason=reason))
 
-    def retry(self, message: M, delay: float | timedelta | None = None) -> FutureT:
+    def retry(
+        self, message: M, delay: float | timedelta | None = None, reason: str | None = None
+    ) -> FutureT:
         """Retry soon, in a commit shared with others; see :meth:`ack`.
 
         :return: a future; its exception may be :class:`.LeaseLost`.
         :raises InvalidArgument: when the delay has a value that can't work.
-        :raises InvalidArgumentType: when the delay is neither a number nor a timedelta.
+        :raises InvalidArgumentType: when the delay is neither a number nor a timedelta, or the
+            reason no str.
         """
+        settle.check_reason(reason)
         if delay is not None:
             clock.to_seconds(delay, "delay")
-        return self._settle(message, Change("retry", delay=delay))
+        return self._settle(message, Change("retry", reason, delay))
 
     def _settle(self, message: M, change: Change) -> FutureT:
         batcher = self._open_loop().batcher
         [lease] = leases_of(self.model, [message])
         future: Any = self._make_future()
-        batcher.add(PendingSettlement(lease, change, future))
+        batcher.add(PendingSettlement(lease, change, future, time.monotonic() + LONGEST_WAIT))
+        lease.promise(future.done)
         settled: FutureT = future
         return settled
 
     def _open_loop(self) -> ReceiveLoop[M]:
         if self._loop is None:
+            self._check_process()
             raise SubscriberClosed(f"the subscriber of {self._queue!r} is not open")
         return self._loop
 
-    def _open(self, retry: RetryPolicy | None = None) -> None:
+    def _open(self, retry: RetryPolicy | None = None, handled: int | None = None) -> None:
         """Connect and begin to receive.
 
         :param retry: for messages that can't be loaded. Default: the queue's own backoff.
+        :param handled: how many messages a worker's handlers have at a time.
         """
         if self._loop is not None and not self._loop.has_ended:
             return
+        self._in_flight.limit = self._concurrency_for(handled)
         loop = ReceiveLoop(
             self.model,
             self._make_engine(),
@@ -184,6 +237,20 @@ class BaseSubscriber(Generic[M, FutureT]):
         )
         loop.open(self._choice)
         self._loop = loop
+        self._is_open_in_parent = False
+
+    def _concurrency_for(self, handled: int | None) -> int:
+        """Return how many messages may be unsettled; see :meth:`_open`."""
+        if self._max_concurrency is None:
+            # As many wait as are handled: no handler idles, and the others' handlers have the rest.
+            return DEFAULT_CONCURRENCY if handled is None else min(2 * handled, MOST_CONCURRENCY)
+        if handled is not None and self._max_concurrency < handled:
+            log.warning(
+                "max_concurrency=%d, while the worker's handlers can have %d messages at a time: "
+                "some will be idle", self._max_concurrency, handled,
+                extra={"queue": self._queue},
+            )  # fmt: skip
+        return self._max_concurrency
 
     def _close(self) -> None:
         loop, self._loop = self._loop, None
@@ -213,7 +280,8 @@ class Subscriber(BaseSubscriber[M, Future[None]]):
         ``"pull"``.
     :param max_concurrency: how many received messages may be unsettled at a time, those waiting
         in the subscriber included. A message counts until its settlement's transaction has
-        committed, or until its lease has ended in the database.
+        committed, or until its lease has ended in the database. Default: 100; in a worker, twice
+        as many as its handlers have at a time.
     :param max_attempts: how often a message may have been handed out; one that comes once more is
         dead. Default: no limit.
     :param on_event: called with each :class:`.events.Event`, in the thread where it is noticed. It
@@ -228,7 +296,7 @@ class Subscriber(BaseSubscriber[M, Future[None]]):
         bind: Bind,
         *,
         transport: TransportChoice = "auto",
-        max_concurrency: int = 100,
+        max_concurrency: int | None = None,
         max_attempts: int | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
@@ -282,6 +350,7 @@ class Subscriber(BaseSubscriber[M, Future[None]]):
 
     def __iter__(self) -> Iterator[M]:
         """Yield messages until the subscriber is closed."""
+        self._check_process()
         with suppress(SubscriberClosed):
             while True:
                 yield from self._get_many(1, None)

@@ -10,12 +10,7 @@
 
 from __future__ import annotations
 
-import logging
-import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -24,12 +19,19 @@ from typing import Any, ClassVar, Generic, overload
 from sqlalchemy.orm import Session
 
 from .. import clock
-from ..errors import InvalidArgumentType, SubscriberClosed
+from ..arguments import check_count, check_function, check_result
+from ..errors import InvalidArgument, InvalidArgumentType, MessageQueueError, SubscriberClosed
+from ..logs import get_logger
+from ..periodic.periodic import Periodic
+from ..periodic.ticker import Ticker
 from ..rows.lease import leases_of
 from ..rows.message import queue_table
-from ..runtime import Condition, Runtime, Task, ThreadRuntime
+from ..rows.reasons import describe_error
+from ..runtime import Task
+from ..service import BaseService, ThreadService
+from ..sessions import begin_session
+from ..shown import shown
 from ..table.options import queue_options
-from .arguments import check_count, check_function, check_result
 from .handling import MessageProcessor, check_sessions
 from .renewal import Heartbeat, LeaseRenewals
 from .repetition import Repetition
@@ -38,7 +40,7 @@ from .subscriber import BaseSubscriber, M, Subscriber
 
 __all__ = ["BaseWorker", "BatchHandler", "Handler", "Worker"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 Handler = Callable[[M, Session], object]
 """Takes a message, and the session of the transaction."""
@@ -46,16 +48,9 @@ Handler = Callable[[M, Session], object]
 BatchHandler = Callable[[list[M], Session], object]
 """Takes a list of messages, and the session of the transaction."""
 
-STOP_POLL_INTERVAL = 0.1
-"""Seconds until a signal is noticed at the latest."""
 
-
-class BaseWorker(Generic[M]):
-    """What the workers for threads and for asyncio have in common.
-
-    :meth:`_run`, :meth:`_start`, :meth:`_stop` and :meth:`_shut_down` are synchronous; for asyncio
-    they are called in greenlets.
-    """
+class BaseWorker(BaseService, Generic[M]):
+    """What the workers for threads and for asyncio have in common."""
 
     _is_async: ClassVar[bool]
     """Whether the handler is a coroutine function."""
@@ -70,11 +65,12 @@ class BaseWorker(Generic[M]):
         retry: RetryPolicy | None,
         batch_size: int | None,
         shutdown_timeout: float | timedelta,
+        periodic: Iterable[Periodic],
     ) -> None:
         check_function("handler", handler, is_async=self._is_async)
         check_function("session_factory", session_factory)
         if not (retry is None or isinstance(retry, RetryPolicy)):
-            raise InvalidArgumentType(f"retry={retry!r}: expected a RetryPolicy")
+            raise InvalidArgumentType(f"retry={shown(retry)}: expected a RetryPolicy")
         check_count("concurrency", concurrency, 1000)
         if batch_size is not None:
             check_count("batch_size", batch_size, 500)
@@ -88,21 +84,16 @@ class BaseWorker(Generic[M]):
         table = queue_table(subscriber.model)
         self._queue = table.name
         self._ack_wait = queue_options(table).ack_wait
+        self._ticker = Ticker(periodic, self._begin)
+        super().__init__()
+
+    def _reset(self) -> None:
+        super()._reset()
         self._renewals = LeaseRenewals()
-        self._lock = threading.RLock()
-        self._stop_requested = False
-        self._signals = 0
         self._tasks: list[Task] = []
         self._running = 0
         self._run_id: object = None
-        self._error: BaseException | None = None
         self._heartbeat: Heartbeat | None = None
-        self._changed: Condition | None = None
-        self._runtime: Runtime
-
-    def _make_runtime(self) -> Runtime:
-        """Return the runtime of a worker that is being started."""
-        raise NotImplementedError
 
     def _begin_handling(
         self,
@@ -110,74 +101,48 @@ class BaseWorker(Generic[M]):
         """See :data:`.handling.BeginHandling`."""
         raise NotImplementedError
 
-    def _catch_signals(self) -> AbstractContextManager[None]:
-        """Have :meth:`_note_signal` called for SIGTERM and SIGINT."""
-        raise NotImplementedError
-
-    def _run_in_process(self) -> bool:
-        """Entry point for the CLI: run, then return False if a second signal arrived."""
-        raise NotImplementedError
+    @contextmanager
+    def _begin(self) -> Iterator[Session]:
+        """Begin a transaction that handles no message."""
+        with self._begin_handling() as (session, _run_handler):
+            yield session
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._queue!r}, {self.concurrency} at a time>"
 
-    def request_stop(self) -> None:
-        """Make :meth:`run` finish the running handlers and return. Called from any thread."""
-        with self._lock:
-            self._stop_requested = True
-            if self._changed is not None:
-                self._changed.notify_all()
-
-    def _note_signal(self, *_signal: object) -> None:
-        self._signals += 1  # Without a lock, which the interrupted code might hold.
-
-    def _run(self) -> bool:
-        self._signals = 0
-        with self._catch_signals():
-            try:
-                self._start()
-                self._wait_until(lambda: self._must_stop, math.inf)
-                return self._stop()
-            finally:
-                self._runtime.shield(self._shut_down)
-
-    def _wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait for a condition on this object's state, or until the time is over."""
-        assert self._changed is not None
-        end = time.monotonic() + seconds
-        with self._lock:
-            while not condition() and (remaining := end - time.monotonic()) > 0:
-                self._changed.wait(min(remaining, STOP_POLL_INTERVAL))
-
-    def _sleep_unless_stopping(self, seconds: float) -> None:
-        self._wait_until(lambda: self._must_stop, seconds)
-
     @property
     def _must_stop(self) -> bool:
         has_ended = self._running < len(self._tasks)
-        return self._stop_requested or self._signals > 0 or has_ended
+        return super()._must_stop or has_ended
 
     def _start(self) -> None:
         if any(task.is_alive for task in self._tasks):
             return
-        self._shut_down()  # If its event loop has ended, or the subscriber has failed.
-        check_sessions(self._subscriber.model, self._begin_handling)
         self._runtime = runtime = self._make_runtime()
-        self._subscriber._open(self._retry)
+        self._shut_down()  # If its event loop has ended, or the subscriber has failed.
+        if self._subscriber.is_open and self._subscriber._has_worker:
+            raise InvalidArgument(
+                f"subscriber={shown(self._subscriber)}: another worker has it, and would close it; "
+                "give each worker a subscriber of its own"
+            )
+        check_sessions(self._subscriber.model, self._begin_handling)
         self._changed = runtime.condition(self._lock)
         self._error = None
+        self._ticker.prepare()
+        self._subscriber._open(self._retry, self.concurrency * (self._batch_size or 1))
+        self._subscriber._has_worker = True
         self._heartbeat = Heartbeat(
             self._renewals, self._subscriber._open_loop().extend, self._ack_wait, runtime
         )
         processor = MessageProcessor(
             self._subscriber.model,
             self._begin_handling,
-            self._subscriber._open_loop().release,
+            self._subscriber._open_loop(),
             retry=self._retry,
             batch_size=self._batch_size,
             renewals=self._renewals,
             repeat=Repetition(self._ack_wait, self._sleep_unless_stopping, lambda: self._must_stop),
-            is_cancellation=runtime.is_cancellation,
+            runtime=runtime,
         )
         self._running = self.concurrency
         self._run_id = run_id = object()
@@ -185,6 +150,7 @@ class BaseWorker(Generic[M]):
             runtime.start(partial(self._work, processor, run_id), f"Worker-{number}")
             for number in range(self.concurrency)
         ]
+        self._ticker.start(runtime, self._end_with)
         log.info("working", extra={"queue": self._queue})
 
     def _stop(self) -> bool:
@@ -197,6 +163,7 @@ class BaseWorker(Generic[M]):
             return True
         self._stop_requested = True
         self._subscriber.stop_receiving()
+        self._ticker.request_stop()
         try:
             self._wait_until(
                 lambda: not self._running or self._signals >= 2, self._shutdown_timeout
@@ -215,6 +182,7 @@ class BaseWorker(Generic[M]):
 
     def _shut_down(self) -> None:
         """Cancel running handlers, where that is possible, and close."""
+        self._ticker.stop()
         tasks, self._tasks = self._tasks, []
         self._run_id = None
         heartbeat, self._heartbeat = self._heartbeat, None
@@ -225,6 +193,7 @@ class BaseWorker(Generic[M]):
         for task in [task for task in tasks if task.cancel()]:
             task.join()
         self._subscriber._close()
+        self._subscriber._has_worker = False
         self._stop_requested = False
 
     def _work(self, processor: MessageProcessor[M], run_id: object) -> None:
@@ -235,19 +204,29 @@ class BaseWorker(Generic[M]):
         try:
             while self._run_id is run_id and not self._stop_requested:
                 self._work_once(processor, self._subscriber._get_many(self._batch_size or 1, None))
-        except SubscriberClosed:
-            pass
         except BaseException as error:
+            if self._run_id is run_id:
+                self._note_end(error)
             if self._runtime.is_cancellation(error):
                 raise
-            if self._run_id is run_id:
-                self._error = error
         finally:
             with self._lock:
                 if self._run_id is run_id:
                     self._running -= 1
-                if self._changed is not None:
-                    self._changed.notify_all()
+                self._notify()
+
+    def _note_end(self, error: BaseException) -> None:
+        """Have :meth:`run` raise what has ended the first thread or task, unless it was to end."""
+        is_cancellation = self._runtime.is_cancellation(error)
+        if self._stop_requested and (is_cancellation or isinstance(error, SubscriberClosed)):
+            return
+        if isinstance(error, SubscriberClosed) and self._subscriber.is_closed:
+            return  # By a handler, say: that ends the worker, too.
+        if is_cancellation:
+            error = MessageQueueError(f"other code has cancelled a task of {self!r}")
+        if self._error is None:
+            log.error("the worker ends: %s", describe_error(error), extra={"queue": self._queue})
+            self._error = error
 
     def _work_once(self, processor: MessageProcessor[M], messages: Sequence[M]) -> None:
         leases = leases_of(self._subscriber.model, messages)
@@ -260,7 +239,7 @@ class BaseWorker(Generic[M]):
                 raise
 
 
-class Worker(BaseWorker[M]):
+class Worker(ThreadService, BaseWorker[M]):
     """Receives messages, and runs a handler for each in a transaction that acks it.
 
     Everything that the handler writes to its session commits together with the ack. If it raises,
@@ -268,7 +247,8 @@ class Worker(BaseWorker[M]):
     While the handler runs, the message's lease is extended; if that fails because the lease is
     lost, the transaction isn't committed. The handler must not commit by itself.
 
-    :param subscriber: opened and closed by the worker.
+    :param subscriber: opened and closed by the worker. Unless it has a ``max_concurrency``, it
+        holds twice as many messages as the handlers have at a time: as many again wait for them.
     :param handler: called as ``handler(message, session)``, in one of the worker's threads; in
         batch mode as ``handler(messages, session)``.
     :param session_factory: makes a session, such as a ``sessionmaker``.
@@ -278,6 +258,8 @@ class Worker(BaseWorker[M]):
         it fails, each message is handled alone, so that one can't hold up the others.
     :param shutdown_timeout: seconds, or a timedelta, to let running handlers finish at the end.
         The messages of those that don't come back when their lease is over.
+    :param periodic: :class:`Periodic` objects that the worker schedules beside its work, as a
+        :class:`Scheduler` does.
     :raises InvalidArgument: when an argument has a value that can't work.
     :raises InvalidArgumentType: when an argument has a type that can't work.
     """
@@ -295,6 +277,7 @@ class Worker(BaseWorker[M]):
         retry: RetryPolicy | None = ...,
         batch_size: None = ...,
         shutdown_timeout: float | timedelta = ...,
+        periodic: Iterable[Periodic] = ...,
     ) -> None: ...
 
     @overload
@@ -308,6 +291,7 @@ class Worker(BaseWorker[M]):
         retry: RetryPolicy | None = ...,
         batch_size: int,
         shutdown_timeout: float | timedelta = ...,
+        periodic: Iterable[Periodic] = ...,
     ) -> None: ...
 
     def __init__(
@@ -320,9 +304,10 @@ class Worker(BaseWorker[M]):
         retry: RetryPolicy | None = None,
         batch_size: int | None = None,
         shutdown_timeout: float | timedelta = 30.0,
+        periodic: Iterable[Periodic] = (),
     ) -> None:
         if not isinstance(subscriber, Subscriber):
-            raise InvalidArgumentType(f"subscriber={subscriber!r}: expected a Subscriber")
+            raise InvalidArgumentType(f"subscriber={shown(subscriber)}: expected a Subscriber")
         super().__init__(
             subscriber,
             handler,
@@ -331,34 +316,13 @@ class Worker(BaseWorker[M]):
             retry=retry,
             batch_size=batch_size,
             shutdown_timeout=shutdown_timeout,
+            periodic=periodic,
         )
-
-    def _make_runtime(self) -> Runtime:
-        return ThreadRuntime()
 
     @contextmanager
     def _begin_handling(self) -> Iterator[tuple[Session, Callable[[Any], object]]]:
-        with self._session_factory() as session, session.begin():
+        with begin_session(self._session_factory) as session:
             yield session, lambda argument: check_result(self._handler(argument, session))
-
-    @contextmanager
-    def _catch_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {
-            number: signal.signal(number, self._note_signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _run_in_process(self) -> bool:
-        self.run()
-        return self._signals < 2
 
     def run(self) -> bool:
         """Work until SIGTERM, SIGINT or :meth:`request_stop`; then finish the running handlers.
