@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ..errors import InvalidArgument, InvalidArgumentType
+from ..extras import needs_extra
+from ..shown import shown
 from ..transports.engines import check_is_file_url, configure_engine, copy_engine
+from ..urls import parse_url
 
 __all__ = ["AsyncBind", "dedicated_async_engine"]
 
@@ -26,7 +29,8 @@ def dedicated_async_engine(bind: AsyncBind) -> AsyncEngine:
         engine = AsyncEngine(copy_engine(bind.sync_engine))
     elif isinstance(bind, (str, URL)):
         try:
-            engine = create_async_engine(make_url(bind))
+            with needs_extra("async", "aiosqlite", "asyncmy"):
+                engine = create_async_engine(parse_url(bind))
             check_is_file_url(engine.sync_engine)
         except (ArgumentError, InvalidRequestError) as error:
             raise InvalidArgument(
@@ -34,6 +38,6 @@ def dedicated_async_engine(bind: AsyncBind) -> AsyncEngine:
                 "sqlite+aiosqlite:///app.db or mysql+asyncmy://user@host:3306/keyspace"
             ) from error
     else:
-        raise InvalidArgumentType(f"bind={bind!r}: expected a URL or an AsyncEngine")
+        raise InvalidArgumentType(f"bind={shown(bind)}: expected a URL or an AsyncEngine")
     configure_engine(engine.sync_engine)
     return engine

@@ -7,6 +7,7 @@ from its greenlet to the task that runs it, which awaits.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ class AsyncioRuntime:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self._process = os.getpid()
 
     def condition(self, lock: threading.RLock) -> Condition:
         return AsyncCondition(self._loop, lock)
@@ -45,13 +47,18 @@ class AsyncioRuntime:
     def call_from_any_thread(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T | None:
-        if not self._loop.is_running():
+        if not self._loop.is_running() or os.getpid() != self._process:
             return None
         if threading.get_ident() == self._thread:
             # A synchronous session inside the event loop can't wait for anything in it.
             return function(*args, **kwargs) if in_greenlet() else None
         calling = _call_bounded(partial(function, *args, **kwargs))
         return asyncio.run_coroutine_threadsafe(calling, self._loop).result()
+
+    def call_apart(self, function: Callable[[], None]) -> None:
+        error = await_only(self._loop.create_task(_error_of(function)))
+        if error is not None:
+            raise error
 
     def shield(self, function: Callable[[], T]) -> T:
         return await_only(asyncio.shield(greenlet_spawn(function)))
@@ -65,6 +72,15 @@ class AsyncioRuntime:
         # The error may also come from something else that was cancelled, and awaited here.
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
+
+
+async def _error_of(function: Callable[[], None]) -> BaseException | None:
+    """Call a function in a greenlet, and return its error: a task's SystemExit ends its loop."""
+    try:
+        await greenlet_spawn(function)
+    except BaseException as error:  # noqa: BLE001  # The caller raises it.
+        return error
+    return None
 
 
 async def _call_bounded(function: Callable[[], T]) -> T:

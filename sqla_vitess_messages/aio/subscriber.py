@@ -19,9 +19,9 @@ from datetime import timedelta
 from sqlalchemy import Engine
 from sqlalchemy.util import greenlet_spawn
 
+from ..arguments import check_count
 from ..errors import SubscriberClosed
 from ..events import Event
-from ..receiving.arguments import check_count
 from ..receiving.subscriber import BaseSubscriber, M
 from ..runtime import Runtime
 from ..transports.choice import TransportChoice
@@ -43,7 +43,8 @@ class AsyncSubscriber(BaseSubscriber[M, "asyncio.Future[None]"]):
         PyMySQL, and so a :class:`.Subscriber`.
     :param max_concurrency: how many received messages may be unsettled at a time, those waiting
         in the subscriber included. A message counts until its settlement's transaction has
-        committed, or until its lease has ended in the database.
+        committed, or until its lease has ended in the database. Default: 100; in a worker, twice
+        as many as its handlers have at a time.
     :param max_attempts: how often a message may have been handed out; one that comes once more is
         dead. Default: no limit.
     :param on_event: called with each :class:`.events.Event`. It must return soon: receiving waits
@@ -58,7 +59,7 @@ class AsyncSubscriber(BaseSubscriber[M, "asyncio.Future[None]"]):
         bind: AsyncBind,
         *,
         transport: TransportChoice = "auto",
-        max_concurrency: int = 100,
+        max_concurrency: int | None = None,
         max_attempts: int | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
@@ -106,6 +107,7 @@ class AsyncSubscriber(BaseSubscriber[M, "asyncio.Future[None]"]):
 
     async def __aiter__(self) -> AsyncIterator[M]:
         """Yield messages until the subscriber is closed."""
+        self._check_process()
         with suppress(SubscriberClosed):
             while True:
                 for message in await self.get_many(1):

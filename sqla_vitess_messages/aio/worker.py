@@ -11,9 +11,8 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, overload
 
@@ -21,16 +20,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from ..arguments import check_result
 from ..errors import InvalidArgumentType
-from ..receiving.arguments import check_result
+from ..periodic.periodic import Periodic
 from ..receiving.retries import RetryPolicy
 from ..receiving.subscriber import M
 from ..receiving.worker import BaseWorker
-from ..runtime import Runtime
-from .runtime import AsyncioRuntime
+from ..shown import shown
+from .service import AsyncioService, begin_session
 from .subscriber import AsyncSubscriber
 
-__all__ = ["AsyncBatchHandler", "AsyncHandler", "AsyncWorker"]
+__all__ = ["AsyncBatchHandler", "AsyncHandler", "AsyncWorker", "begin_handling"]
 
 AsyncHandler = Callable[[M, AsyncSession], Awaitable[object]]
 """Takes a message, and the session of the transaction."""
@@ -39,13 +39,27 @@ AsyncBatchHandler = Callable[[list[M], AsyncSession], Awaitable[object]]
 """Takes a list of messages, and the session of the transaction."""
 
 
-class AsyncWorker(BaseWorker[M]):
+@contextmanager
+def begin_handling(
+    session_factory: Callable[[], AsyncSession], handler: Callable[..., Awaitable[object]]
+) -> Iterator[tuple[Session, Callable[[Any], object]]]:
+    """Begin the transaction of a handler; see :data:`.handling.BeginHandling`."""
+    with begin_session(session_factory) as session:
+        # The task of this greenlet awaits the handler, as if there were no greenlet.
+        yield (
+            session.sync_session,
+            lambda argument: check_result(await_only(handler(argument, session))),
+        )
+
+
+class AsyncWorker(AsyncioService, BaseWorker[M]):
     """Receives messages, and awaits a handler for each in a transaction that acks it.
 
     Like :class:`.Worker`, in one event loop. Handlers must not block it: that would hold up all of
     them, and the heartbeat that extends their leases.
 
-    :param subscriber: opened and closed by the worker.
+    :param subscriber: opened and closed by the worker. Unless it has a ``max_concurrency``, it
+        holds twice as many messages as the handlers have at a time: as many again wait for them.
     :param handler: awaited as ``handler(message, session)``; in batch mode as
         ``handler(messages, session)``.
     :param session_factory: makes an AsyncSession, such as an ``async_sessionmaker``.
@@ -55,6 +69,8 @@ class AsyncWorker(BaseWorker[M]):
         it fails, each message is handled alone, so that one can't hold up the others.
     :param shutdown_timeout: seconds, or a timedelta, to let running handlers finish at the end.
         Then they are cancelled, and their messages released.
+    :param periodic: :class:`.Periodic` objects that the worker schedules beside its work, as an
+        :class:`AsyncScheduler` does. Their factories are ordinary functions.
     :raises InvalidArgument: when an argument has a value that can't work.
     :raises InvalidArgumentType: when an argument has a type that can't work.
     """
@@ -72,6 +88,7 @@ class AsyncWorker(BaseWorker[M]):
         retry: RetryPolicy | None = ...,
         batch_size: None = ...,
         shutdown_timeout: float | timedelta = ...,
+        periodic: Iterable[Periodic] = ...,
     ) -> None: ...
 
     @overload
@@ -85,6 +102,7 @@ class AsyncWorker(BaseWorker[M]):
         retry: RetryPolicy | None = ...,
         batch_size: int,
         shutdown_timeout: float | timedelta = ...,
+        periodic: Iterable[Periodic] = ...,
     ) -> None: ...
 
     def __init__(
@@ -97,9 +115,12 @@ class AsyncWorker(BaseWorker[M]):
         retry: RetryPolicy | None = None,
         batch_size: int | None = None,
         shutdown_timeout: float | timedelta = 30.0,
+        periodic: Iterable[Periodic] = (),
     ) -> None:
         if not isinstance(subscriber, AsyncSubscriber):
-            raise InvalidArgumentType(f"subscriber={subscriber!r}: expected an AsyncSubscriber")
+            raise InvalidArgumentType(
+                f"subscriber={shown(subscriber)}: expected an AsyncSubscriber"
+            )
         super().__init__(
             subscriber,
             handler,
@@ -108,42 +129,13 @@ class AsyncWorker(BaseWorker[M]):
             retry=retry,
             batch_size=batch_size,
             shutdown_timeout=shutdown_timeout,
+            periodic=periodic,
         )
 
-    def _make_runtime(self) -> Runtime:
-        return AsyncioRuntime()
-
-    @contextmanager
-    def _begin_handling(self) -> Iterator[tuple[Session, Callable[[Any], object]]]:
-        session = self._session_factory()
-        try:
-            with session.sync_session.begin():
-                # The task of this greenlet awaits the handler, as if there were no greenlet.
-                yield (
-                    session.sync_session,
-                    lambda argument: check_result(await_only(self._handler(argument, session))),
-                )
-        finally:
-            await_only(asyncio.shield(session.close()))
-
-    @contextmanager
-    def _catch_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        caught: list[signal.Signals] = []
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                # RuntimeError: not the main thread. NotImplementedError: Windows.
-                with suppress(RuntimeError, ValueError, NotImplementedError):
-                    loop.add_signal_handler(number, self._note_signal)
-                    caught.append(number)
-            yield
-        finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
-
-    def _run_in_process(self) -> bool:
-        asyncio.run(self.run())
-        return self._signals < 2
+    def _begin_handling(
+        self,
+    ) -> AbstractContextManager[tuple[Session, Callable[[Any], object]]]:
+        return begin_handling(self._session_factory, self._handler)
 
     async def run(self) -> bool:
         """Work until SIGTERM, SIGINT or :meth:`request_stop`; then finish the running handlers.
