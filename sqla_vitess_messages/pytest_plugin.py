@@ -1,7 +1,4 @@
-"""Fixtures for pytest.
-
-Put ``pytest_plugins = ["sqla_vitess_messages.pytest_plugin"]`` into the topmost ``conftest.py``.
-"""
+"""Fixtures for pytest, which finds them where this library is installed."""
 
 from __future__ import annotations
 

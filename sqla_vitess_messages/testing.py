@@ -2,54 +2,59 @@
 
 .. code-block:: python
 
-    pytest_plugins = ["sqla_vitess_messages.pytest_plugin"]   # in the topmost conftest.py
-
     def test_sign_up(message_sessions):
         sessions = message_sessions(Base.metadata)
         with sessions.begin() as session:
             sign_up(session, "ada@example.com")
             assert_enqueued(session, Welcome, address="ada@example.com")
         assert len(drain(Welcome, sessions, send_welcome)) == 1
+
+With asyncio, ``await session.run_sync(assert_enqueued, Welcome, address=...)`` checks, and
+:func:`sqla_vitess_messages.aio.testing.drain` handles.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import inspect, select
+from sqlalchemy import inspect, not_, select
 from sqlalchemy.orm import Session
 
 from . import clock
+from .arguments import check_function, check_model, check_result
+from .errors import InvalidArgumentType
 from .mixin import MessageQueueMixin
-from .receiving.arguments import check_function, check_result
-from .receiving.handling import handle_in_session
-from .receiving.retries import RetryDecision, RetryPolicy, decide
-from .rows import states
-from .rows.lease import give_leases, leases_of
+from .receiving import draining
+from .receiving.retries import RetryPolicy
 from .rows.message import queue_table
-from .rows.reload import load_again
+from .rows.states import is_dead, is_unsettled
+from .sessions import begin_session, sync_session
+from .shown import shown
+from .table.options import OPTIONS_KEY
 
 __all__ = ["Clock", "assert_enqueued", "drain", "enqueued", "travelling_clock"]
 
 M = TypeVar("M", bound=MessageQueueMixin)
 
-MOST = 10_000
-"""Messages after which :func:`drain` assumes an endless loop."""
-
 
 def enqueued(session: Session, model: type[M], **values: Any) -> list[M]:
     """Return the unsettled messages that a session sees, its own uncommitted ones included.
 
+    Acked and dead ones are settled; ``Model.dead(session)`` returns the dead.
+
     :param session: is flushed first.
     :param model: the queue's class.
     :param values: the values that attributes must have.
+    :raises InvalidArgumentType: when the model is no queue's class.
     """
+    check_model(model)
+    session = sync_session(session)
     session.flush()
-    unsettled = select(model).filter_by(time_acked=None, **values)
+    rows = queue_table(model)
+    unsettled = select(model).where(is_unsettled(rows), not_(is_dead(rows))).filter_by(**values)
     return list(session.scalars(unsettled.order_by(model.time_next, model.id)))
 
 
@@ -61,8 +66,11 @@ def assert_enqueued(session: Session, model: type[M], *, count: int = 1, **value
     :param count: how many.
     :param values: the values that attributes must have.
     :return: the messages.
+    :raises InvalidArgumentType: when the model is no queue's class, or the count no int.
     :raises AssertionError: with a list of the messages that there are.
     """
+    if not isinstance(count, int):
+        raise InvalidArgumentType(f"count={shown(count)}: expected an int")
     found = enqueued(session, model, **values)
     if len(found) != count:
         there = "".join(f"\n  {_describe(message)}" for message in enqueued(session, model))
@@ -84,7 +92,7 @@ def drain(
 
     Each has a transaction of its own, in which it is acked, as in a :class:`.Worker`. Messages that
     the handler enqueues are handled as well; those not due yet are left, see
-    :func:`travelling_clock`.
+    :func:`travelling_clock`. None is handled while the queue is paused.
 
     :param model: the queue's class.
     :param session_factory: makes a session.
@@ -95,70 +103,20 @@ def drain(
     :raises AssertionError: after 10,000 messages, which means that they never end.
     """
     check_function("handler", handler)
-    handled: list[M] = []
-    for _ in range(MOST):
-        message = _lease_next(model, session_factory)
-        if message is None:
-            return handled
-        try:
-            with session_factory() as session, session.begin():
-                handle_in_session(
-                    model,
-                    session,
-                    load_again(model, session, leases_of(model, [message])),
-                    lambda some: check_result(handler(some[0], session)),
-                )
-        except (Exception, SystemExit) as error:
-            _settle(session_factory, message, error, retry)
-            if retry is None:
-                raise
-        else:
-            handled.append(message)
-    raise AssertionError(f"drain: still messages of {model.__name__} after {MOST}")
 
+    @contextmanager
+    def begin() -> Iterator[tuple[Session, Callable[[M], object]]]:
+        with begin_session(session_factory) as session:
+            yield session, lambda message: check_result(handler(message, session))
 
-def _settle(
-    session_factory: Callable[[], Session],
-    message: MessageQueueMixin,
-    error: BaseException,
-    retry: RetryPolicy | None,
-) -> None:
-    decision = RetryDecision(0, "raised")
-    if retry is not None:
-        decision = decide(retry, error, message.attempts)
-    with session_factory() as session, session.begin():
-        if decision.delay is None:
-            message.fail(session, decision.reason)
-        else:
-            message.retry(session, decision.delay)
-
-
-def _lease_next(model: type[M], session_factory: Callable[[], Session]) -> M | None:
-    table = queue_table(model)
-    columns = table.c
-    order = [columns.priority] if "priority" in columns else []
-    due = (
-        select(model)
-        .where(states.is_unsettled(table), states.is_ready(table))
-        .order_by(*order, columns.time_next, columns.id)
-        .limit(1)
-    )
-    with session_factory() as session, session.begin():
-        message = session.scalars(due).first()
-        if message is None:
-            return None
-        session.expunge(message)
-        session.execute(states.lease(table), {"_ids": [message.id]})
-    give_leases([message], usable_until=math.inf, expires_at=lambda _epoch: math.inf)
-    return message
+    return draining.drain(model, begin, retry)
 
 
 def _describe(message: MessageQueueMixin) -> str:
-    queue_columns = vars(MessageQueueMixin).keys()
     payload = [
         f"{column.key}={getattr(message, column.key)!r}"
         for column in inspect(type(message)).column_attrs
-        if column.key not in queue_columns
+        if OPTIONS_KEY not in column.columns[0].info
     ]
     return f"{type(message).__name__}({', '.join(payload)})"
 

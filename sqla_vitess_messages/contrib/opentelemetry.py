@@ -17,18 +17,21 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
-from opentelemetry import metrics, propagate, trace
-from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
-from opentelemetry.trace import Link, Span, SpanKind, TracerProvider
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Mapper
 
+from ..arguments import is_coroutine_function
 from ..events import Dead, Delivered, Event, LeaseExpired, Reconnecting, Settled
+from ..extras import needs_extra
 from ..headers import MessageHeadersMixin
 from ..mixin import MessageQueueMixin
-from ..receiving.arguments import is_coroutine_function
 from ..rows.message import queue_table
 from ..rows.stats import STATES
+
+with needs_extra("opentelemetry", "opentelemetry"):
+    from opentelemetry import metrics, propagate, trace
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+    from opentelemetry.trace import Link, Span, SpanKind, TracerProvider
 
 __all__ = ["OpenTelemetryEvents", "observe_queues", "trace_enqueued", "traced"]
 

@@ -8,24 +8,28 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import InvalidArgumentType
 from ..events import Dead, Delivered, Event, LeaseExpired, Reconnecting, Settled, StreamSilent
+from ..extras import needs_extra
+from ..logs import get_logger
 from ..mixin import MessageQueueMixin
 from ..rows.message import queue_table
 from ..rows.stats import STATES
+from ..shown import shown
+
+with needs_extra("prometheus", "prometheus_client"):
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client.registry import Collector
 
 __all__ = ["PrometheusEvents", "QueueCollector"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class PrometheusEvents:
@@ -80,7 +84,7 @@ class QueueCollector(Collector):
 
     def __init__(self, engine: Engine, *models: type[MessageQueueMixin]) -> None:
         if not isinstance(engine, Engine):
-            raise InvalidArgumentType(f"engine={engine!r}: expected an Engine")
+            raise InvalidArgumentType(f"engine={shown(engine)}: expected an Engine")
         self._engine = engine
         self._models = {queue_table(model).name: model for model in models}
 
