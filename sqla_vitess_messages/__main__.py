@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sys
 
+from .extras import needs_extra
+
 
 def main() -> None:
     """Run the command; exit with a hint when the extra ``cli`` is missing."""
     try:
-        from .cli.app import app
+        with needs_extra("cli", "rich", "typer"):
+            import rich  # noqa: F401
+            import typer  # noqa: F401
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
-            raise
-        sys.exit("The command needs an extra: pip install 'sqla-vitess-messages[cli]'")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    from .cli.app import app
+
     app()
 
 

@@ -8,8 +8,11 @@ from sqlalchemy import URL, Table
 from sqlalchemy.schema import CreateIndex, CreateTable, ExecutableDDLElement
 
 from ..errors import InvalidArgument
+from ..shown import shown
 from ..table.build import index_names
 from ..table.options import queue_options
+from ..table.pauses import PAUSE_VINDEX, pause_table
+from ..table.ticks import TICKS, has_ticks_table
 from ..vitess.server import DATABASES, is_mysql
 from ..vitess.vschema import AddVindex
 
@@ -24,11 +27,21 @@ def statements(queues: Iterable[Table], dialect_name: str) -> Iterator[str]:
     :raises InvalidArgument: for another database.
     """
     if dialect_name not in DATABASES:
-        raise InvalidArgument(f"dialect={dialect_name!r}: expected mysql, mariadb or sqlite")
+        raise InvalidArgument(f"dialect={shown(dialect_name)}: expected mysql, mariadb or sqlite")
     dialect = URL.create(dialect_name).get_dialect()()
+    queues, mysql, pauses = list(queues), is_mysql(dialect), dict[Table, bool]()
     for queue in queues:
-        for element in _elements(queue, mysql=is_mysql(dialect)):
+        for element in _elements(queue, mysql=mysql):
             yield str(element.compile(dialect=dialect)).strip()
+        if (options := queue_options(queue)).pausable:
+            pauses[pause_table(queue)] = mysql and options.shard_by is not None
+    for table, sharded in pauses.items():
+        yield str(CreateTable(table).compile(dialect=dialect)).strip()
+        if sharded:
+            vindex = AddVindex(table.name, *PAUSE_VINDEX, keyspace=table.schema)
+            yield str(vindex.compile(dialect=dialect))
+    if any(has_ticks_table(queue.metadata) for queue in queues):
+        yield str(CreateTable(TICKS).compile(dialect=dialect)).strip()
 
 
 def _elements(queue: Table, *, mysql: bool) -> Iterator[ExecutableDDLElement]:
