@@ -5,7 +5,10 @@ Installing the package is enough: Alembic loads :mod:`.plugin` by its entry poin
 
 from __future__ import annotations
 
-import alembic  # noqa: F401  # First, because it imports this package's plugin.
+from sqla_vitess_messages.extras import needs_extra
+
+with needs_extra("alembic", "alembic"):
+    import alembic  # noqa: F401  # First, because it imports this package's plugin.
 
 from .online_ddl import MigrationFailed, use_ddl_strategy
 from .operations import (
@@ -15,6 +18,7 @@ from .operations import (
     CreateMessageQueueOp,
     DropMessageQueueOp,
 )
+from .order_operations import AlterMessageOrderOp
 from .vschema_operations import (
     AddVindexOp,
     AddVschemaTableOp,
@@ -29,6 +33,7 @@ from .vschema_operations import (
 __all__ = [
     "AddVindexOp",
     "AddVschemaTableOp",
+    "AlterMessageOrderOp",
     "AlterMessageQueueOp",
     "ConvertFromMessageQueueOp",
     "ConvertToMessageQueueOp",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from alembic.operations import Operations
@@ -17,44 +17,41 @@ from sqlalchemy import (
     Integer,
     MetaData,
     PrimaryKeyConstraint,
-    String,
     Table,
     insert,
     literal,
     select,
 )
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
-from sqlalchemy.sql.compiler import DDLCompiler
+from sqlalchemy.schema import CreateIndex
 
 from sqla_vitess_messages import QueueOptions
 from sqla_vitess_messages.rows.states import first_due_time
-from sqla_vitess_messages.table.build import index_name, make_queue_table, render_inline_index
-from sqla_vitess_messages.table.layouts import LAYOUTS, IndexSpec, make_columns
+from sqla_vitess_messages.table.build import make_queue_table
+from sqla_vitess_messages.table.indexes import index_specs, make_own_columns, own_columns
+from sqla_vitess_messages.table.layouts import LAYOUTS, make_columns
 from sqla_vitess_messages.table.options import Layout
+from sqla_vitess_messages.table.order import ORDER_COLUMNS
+from sqla_vitess_messages.table.unique import UNIQUE_COLUMNS, UNIQUE_INDEX, UNSETTLED, unique_index
 from sqla_vitess_messages.table.validate import check_layout
 from sqla_vitess_messages.vitess.server import is_mysql
 
-__all__ = ["change_layout", "from_queue", "to_queue"]
+from .alter_table import (
+    AlterTable,
+    Clause,
+    add_index,
+    add_primary_key,
+    drop_column,
+    drop_index,
+    drop_primary_key,
+    place_column,
+    set_comment,
+)
+from .key import refuse_duplicates
 
-Clause = Callable[[DDLCompiler], str]
+__all__ = ["change_layout", "from_queue", "to_queue"]
 
 TEMPORARY = "_alembic_tmp_"
 """The prefix of the name of a copy, as in Alembic's own batches."""
-
-
-class _AlterTable(ExecutableDDLElement):
-    """Several changes of a table in one statement: MySQL makes all of them or none."""
-
-    def __init__(self, table: Table, clauses: Sequence[Clause]) -> None:
-        self.table = table
-        self.clauses = list(clauses)
-
-
-@compiles(_AlterTable)
-def _compile_alter_table(element: _AlterTable, compiler: DDLCompiler, **_kw: object) -> str:
-    clauses = ", ".join(clause(compiler) for clause in element.clauses)
-    return f"ALTER TABLE {compiler.preparer.format_table(element.table)} {clauses}"
 
 
 def change_layout(
@@ -68,17 +65,18 @@ def change_layout(
     check_layout(operations.migration_context.connection, name, options.layout)
     before, after = LAYOUTS[existing], LAYOUTS[options.layout]
     if not is_mysql(operations.migration_context.dialect):
-        _copy_to_queue(operations, name, schema, options, replaces=before.columns)
+        replaces = (*before.columns, *UNIQUE_COLUMNS)
+        _copy_to_queue(operations, name, schema, options, replaces=replaces)
         return
     table = Table(name, MetaData(), *make_columns(options.layout), schema=schema)
-    clauses = [_drop_index(spec) for spec in before.indexes if spec not in after.indexes]
-    clauses += [_drop_column(column) for column in before.columns if column not in after.columns]
+    clauses = [drop_index(spec) for spec in before.indexes if spec not in after.indexes]
+    clauses += [drop_column(column) for column in before.columns if column not in after.columns]
     for number, column in enumerate(after.columns):
         verb = "MODIFY" if column in before.columns else "ADD"
-        clauses.append(_place_column(verb, table.c[column], after.columns[:number]))
-    clauses += [_add_index(spec) for spec in after.indexes if spec not in before.indexes]
-    clauses.append(_comment(options.to_comment()))
-    operations.execute(_AlterTable(table, clauses))
+        clauses.append(place_column(verb, table.c[column], after.columns[:number]))
+    clauses += [add_index(spec) for spec in after.indexes if spec not in before.indexes]
+    clauses.append(set_comment(options.to_comment()))
+    operations.execute(AlterTable(table, clauses))
 
 
 def to_queue(
@@ -88,11 +86,13 @@ def to_queue(
 
     :param due: whether its rows become messages that are ready at once, or dead ones.
     """
+    if options.unique_by is not None and due:
+        refuse_duplicates(operations, name, schema, options.unique_by, is_queue=False)
     if not is_mysql(operations.migration_context.dialect):
         _copy_to_queue(operations, name, schema, options, replaces=("id",), due=due)
         return
     layout = LAYOUTS[options.layout]
-    table = Table(name, MetaData(), *make_columns(options.layout), schema=schema)
+    table = Table(name, MetaData(), *make_own_columns(options), schema=schema)
     time_next = table.c.time_next
     final = time_next.server_default
     # The existing rows get the default of the new column, without an UPDATE of all of them.
@@ -100,22 +100,26 @@ def to_queue(
     clauses: list[Clause] = []
     for number, column in enumerate(layout.columns):
         verb = "MODIFY" if column == "id" else "ADD"
-        clauses.append(_place_column(verb, table.c[column], layout.columns[:number]))
+        clauses.append(place_column(verb, table.c[column], layout.columns[:number]))
+    if options.unique_by is not None:
+        clauses += [place_column("ADD", table.c[column], None) for column in UNIQUE_COLUMNS]
+    if options.ordered_by is not None:
+        clauses += [place_column("ADD", table.c[column], None) for column in ORDER_COLUMNS]
     if layout.primary_key != ("id",):
-        clauses += [_drop_primary_key, _add_primary_key(layout.primary_key)]
-    clauses += [_add_index(spec) for spec in layout.indexes]
-    clauses.append(_comment(options.to_comment()))
-    operations.execute(_AlterTable(table, clauses))
+        clauses += [drop_primary_key, add_primary_key(layout.primary_key)]
+    clauses += [add_index(spec) for spec in index_specs(options)]
+    clauses.append(set_comment(options.to_comment()))
+    operations.execute(AlterTable(table, clauses))
     if not due:
         time_next.server_default = final
-        operations.execute(_AlterTable(table, [_place_column("MODIFY", time_next, None)]))
+        operations.execute(AlterTable(table, [place_column("MODIFY", time_next, None)]))
 
 
 def from_queue(
     operations: Operations,
     name: str,
     schema: str | None,
-    layout_name: Layout,
+    options: QueueOptions,
     *,
     autoincrement: bool,
 ) -> None:
@@ -123,7 +127,7 @@ def from_queue(
 
     :param autoincrement: whether the database gives new rows their ids.
     """
-    layout = LAYOUTS[layout_name]
+    layout = LAYOUTS[options.layout]
     # SQLite generates ids only in a column of type INTEGER, which has 64 bits there.
     type_ = BigInteger().with_variant(Integer(), "sqlite")
     id_column: Column[Any] = Column(
@@ -131,58 +135,23 @@ def from_queue(
     )
     if not is_mysql(operations.migration_context.dialect):
         old = _reflect(operations, name, schema)
-        new = _copy(operations, old, [id_column], replaces=layout.columns)
+        new = _copy(operations, old, [id_column], replaces=own_columns(options))
         _create_indexes(operations, old, new)
         return
     table = Table(name, MetaData(), id_column, schema=schema)
-    clauses = [_comment("")]
-    clauses += [_drop_index(spec) for spec in layout.indexes]
+    clauses = [set_comment("")]
+    dropped = own_columns(options)
+    if options.unique_by is not None:
+        # MySQL drops no column on which a generated one depends, not even together with that.
+        key = [drop_index(unique_index(options.unique_by)), drop_column(UNSETTLED)]
+        operations.execute(AlterTable(table, key))
+        dropped = tuple(column for column in dropped if column != UNSETTLED)
+    clauses += [drop_index(spec) for spec in layout.indexes]
     if layout.primary_key != ("id",):
-        clauses += [_drop_primary_key, _add_primary_key(("id",))]
-    clauses += [_drop_column(column) for column in layout.columns if column != "id"]
-    clauses.append(_place_column("MODIFY", id_column, None))
-    operations.execute(_AlterTable(table, clauses))
-
-
-def _place_column(verb: str, column: Column[Any], before: Sequence[str] | None) -> Clause:
-    """Return the clause that adds or modifies a column.
-
-    :param verb: ``ADD`` or ``MODIFY``.
-    :param before: the names of the columns before it, none for the first one. None: it isn't moved.
-    """
-
-    def clause(compiler: DDLCompiler) -> str:
-        rendered = f"{verb} COLUMN {compiler.get_column_specification(column)}"
-        if before is None:
-            return rendered
-        place = f"AFTER {compiler.preparer.quote(before[-1])}" if before else "FIRST"
-        return f"{rendered} {place}"
-
-    return clause
-
-
-def _drop_column(name: str) -> Clause:
-    return lambda compiler: f"DROP COLUMN {compiler.preparer.quote(name)}"
-
-
-def _drop_primary_key(_compiler: DDLCompiler) -> str:
-    return "DROP PRIMARY KEY"
-
-
-def _add_primary_key(names: Sequence[str]) -> Clause:
-    return lambda compiler: f"ADD PRIMARY KEY ({', '.join(map(compiler.preparer.quote, names))})"
-
-
-def _add_index(spec: IndexSpec) -> Clause:
-    return lambda compiler: f"ADD {render_inline_index(spec, compiler.preparer)}"
-
-
-def _drop_index(spec: IndexSpec) -> Clause:
-    return lambda compiler: f"DROP INDEX {compiler.preparer.quote(spec.name)}"
-
-
-def _comment(text: str) -> Clause:
-    return lambda compiler: f"COMMENT {compiler.sql_compiler.render_literal_value(text, String())}"
+        clauses += [drop_primary_key, add_primary_key(("id",))]
+    clauses += [drop_column(column) for column in dropped if column != "id"]
+    clauses.append(place_column("MODIFY", id_column, None))
+    operations.execute(AlterTable(table, clauses))
 
 
 def _copy_to_queue(
@@ -201,7 +170,7 @@ def _copy_to_queue(
         old table is a queue.
     """
     old = _reflect(operations, name, schema)
-    new = _copy(operations, old, make_columns(options.layout), replaces=replaces, due=due)
+    new = _copy(operations, old, make_own_columns(options), replaces=replaces, due=due)
     make_queue_table(new, options)
     _create_indexes(operations, old, new)
 
@@ -243,7 +212,9 @@ def _copy(
     operations.impl.create_table(new)
     # The other columns get their defaults.
     sources: dict[Column[Any], ColumnElement[Any]] = {
-        column: old.c[column.name] for column in new.columns if column.name in old.c
+        column: old.c[column.name]
+        for column in new.columns
+        if column.name in old.c and column.computed is None
     }
     if due is not None:
         sources[new.c.time_next] = literal(first_due_time(due=due), BigInteger)
@@ -258,8 +229,8 @@ def _copy(
 
 def _create_indexes(operations: Operations, old: Table, new: Table) -> None:
     """Create the indexes of a copy: its own, and those of the old table that aren't a queue's."""
-    specs = {spec for layout in LAYOUTS.values() for spec in layout.indexes}
-    queue_indexes = {index_name(old, spec) for spec in specs}
+    names = {spec.name for layout in LAYOUTS.values() for spec in layout.indexes}
+    queue_indexes = {f"{old.name}_{name}" for name in (*names, UNIQUE_INDEX)}
     for index in old.indexes:
         if index.name not in queue_indexes:
             columns = [new.c[column.name] for column in index.columns]

@@ -14,6 +14,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import Executable
 
 from sqla_vitess_messages import InvalidArgument
+from sqla_vitess_messages.shown import shown
 from sqla_vitess_messages.vitess.server import is_vitess
 
 __all__ = ["MigrationFailed", "use_ddl_strategy"]
@@ -40,7 +41,7 @@ def use_ddl_strategy(connection: Connection, strategy: str = "vitess") -> None:
     :raises InvalidArgument: when Vitess has no such strategy.
     """
     if strategy.split(" ", 1)[0] not in STRATEGIES:
-        raise InvalidArgument(f"strategy={strategy!r}: must begin with one of {STRATEGIES}")
+        raise InvalidArgument(f"strategy={shown(strategy)}: must begin with one of {STRATEGIES}")
     if not is_vitess(connection):
         return
     connection.execute(text("SET @@ddl_strategy = :strategy"), {"strategy": strategy})

@@ -16,18 +16,20 @@ from sqlalchemy import MetaData, PrimaryKeyConstraint, Table
 from sqlalchemy.schema import SchemaItem
 
 from sqla_vitess_messages import InvalidArgument, QueueOptions
+from sqla_vitess_messages.shown import shown
 from sqla_vitess_messages.table.build import (
     InlineIndexes,
     make_queue_table,
     remove_inline_indexes,
     streamed_columns,
 )
+from sqla_vitess_messages.table.indexes import own_columns
 from sqla_vitess_messages.table.layouts import LAYOUTS, make_columns
 from sqla_vitess_messages.table.options import Layout
 from sqla_vitess_messages.vitess import vschema
 from sqla_vitess_messages.vitess.server import is_mysql
 
-from . import conversion
+from . import conversion, key
 from .vschema_operations import alter_vschema, targets_vitess
 
 __all__ = [
@@ -107,7 +109,7 @@ class CreateMessageQueueOp(MigrateOperation):
     @classmethod
     def from_table(cls, table: Table, options: QueueOptions) -> CreateMessageQueueOp:
         """Return the operation that creates this queue."""
-        own = LAYOUTS[options.layout].columns
+        own = own_columns(options)
         payload: list[SchemaItem] = [column for column in table.columns if column.name not in own]
         payload += [
             constraint
@@ -161,7 +163,10 @@ class DropMessageQueueOp(MigrateOperation):
 
 @Operations.register_operation("alter_message_queue")
 class AlterMessageQueueOp(MigrateOperation):
-    """Change a queue's options, or its layout from classic to portable."""
+    """Change a queue's options, its key, or its layout from classic to portable.
+
+    :param existing: the options that the table has.
+    """
 
     def __init__(
         self,
@@ -170,12 +175,14 @@ class AlterMessageQueueOp(MigrateOperation):
         *,
         schema: str | None = None,
         existing_layout: Layout | None = None,
+        existing_unique_by: Sequence[str] | None = None,
         existing: QueueOptions | None = None,
     ) -> None:
         self.name = name
         self.options = options
         self.schema = schema
         self.existing_layout = existing_layout or options.layout
+        self.existing_unique_by = tuple(existing_unique_by) if existing_unique_by else None
         self._existing = existing
 
     @classmethod
@@ -185,12 +192,14 @@ class AlterMessageQueueOp(MigrateOperation):
         name: str,
         *,
         existing_layout: Layout | None = None,
+        existing_unique_by: Sequence[str] | None = None,
         schema: str | None = None,
         **options: Any,
     ) -> None:
         """Change a queue's options.
 
         :param existing_layout: the layout that the table has, if ``layout`` is another one.
+        :param existing_unique_by: the columns of the key that the table has, if it has one.
         :param options: those of :class:`~sqla_vitess_messages.QueueOptions`. Options that aren't
             given get their defaults, except for ``message_cols``, which is required unless the
             layout is classic.
@@ -201,7 +210,15 @@ class AlterMessageQueueOp(MigrateOperation):
                 "message_cols=None: name the columns to be streamed, 'id' first, because a "
                 "migration doesn't know the table's columns"
             )
-        operations.invoke(cls(name, queue_options, schema=schema, existing_layout=existing_layout))
+        operations.invoke(
+            cls(
+                name,
+                queue_options,
+                schema=schema,
+                existing_layout=existing_layout,
+                existing_unique_by=existing_unique_by,
+            )
+        )
 
     def reverse(self) -> AlterMessageQueueOp:
         return AlterMessageQueueOp(
@@ -209,6 +226,7 @@ class AlterMessageQueueOp(MigrateOperation):
             self._existing or self.options,
             schema=self.schema,
             existing_layout=self.options.layout,
+            existing_unique_by=self.options.unique_by,
             existing=self.options,
         )
 
@@ -252,7 +270,7 @@ class ConvertToMessageQueueOp(MigrateOperation):
         :param options: as in ``alter_message_queue``.
         """
         if existing_rows not in ("dead", "due"):
-            raise InvalidArgument(f"existing_rows={existing_rows!r}: expected 'dead' or 'due'")
+            raise InvalidArgument(f"existing_rows={shown(existing_rows)}: expected 'dead' or 'due'")
         queue_options = _only_options(options)
         operations.invoke(cls(name, queue_options, existing_rows=existing_rows, schema=schema))
 
@@ -289,15 +307,17 @@ class ConvertFromMessageQueueOp(MigrateOperation):
         name: str,
         *,
         layout: Layout = "portable",
+        unique_by: Sequence[str] | None = None,
         autoincrement: bool = False,
         schema: str | None = None,
     ) -> None:
         """Convert a queue into an ordinary table with the primary key ``id``, and keep its rows.
 
         :param layout: the queue's.
+        :param unique_by: the queue's.
         :param autoincrement: whether the database gives new rows their ids.
         """
-        options = QueueOptions(layout=layout)
+        options = QueueOptions(layout=layout, unique_by=unique_by)
         operations.invoke(cls(name, options, autoincrement=autoincrement, schema=schema))
 
     def reverse(self) -> ConvertToMessageQueueOp:
@@ -351,6 +371,20 @@ def _drop(operations: Operations, operation: DropMessageQueueOp) -> None:
 
 @Operations.implementation_for(AlterMessageQueueOp)
 def _alter(operations: Operations, operation: AlterMessageQueueOp) -> None:
+    # The comment names the columns of the table, before, between and after these steps.
+    if operation.options.unique_by is not None:
+        _change_key(operations, operation)
+    _change_options(operations, operation)
+    if operation.options.unique_by is None:
+        _change_key(operations, operation)
+
+
+def _change_key(operations: Operations, operation: AlterMessageQueueOp) -> None:
+    change = operation.existing_unique_by, operation.options.unique_by
+    key.change_key(operations, operation.name, operation.schema, *change)
+
+
+def _change_options(operations: Operations, operation: AlterMessageQueueOp) -> None:
     if operation.existing_layout != operation.options.layout:
         conversion.change_layout(
             operations,
@@ -382,6 +416,6 @@ def _convert_from(operations: Operations, operation: ConvertFromMessageQueueOp) 
         operations,
         operation.name,
         operation.schema,
-        operation.options.layout,
+        operation.options,
         autoincrement=operation.autoincrement,
     )

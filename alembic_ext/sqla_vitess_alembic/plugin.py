@@ -17,7 +17,7 @@ from . import (
     render,  # noqa: F401  # Registers the renderers.
     vschema_operations,  # noqa: F401  # Registers the operations on the vschema.
 )
-from .compare import indexes, layout, options, order, queues, vindexes
+from .compare import indexes, layout, options, order, ordered, queues, ticks, vindexes
 
 if TYPE_CHECKING:
     from alembic.runtime.plugins import Plugin
@@ -30,7 +30,7 @@ def setup(plugin: Plugin) -> None:
 
     :param plugin: the object that Alembic made for the entry point.
     """
-    for module in (queues, indexes, layout, options, vindexes, order):
+    for module in (queues, ticks, indexes, layout, options, ordered, vindexes, order):
         module.setup(plugin)
 
 

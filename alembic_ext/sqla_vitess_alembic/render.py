@@ -15,6 +15,7 @@ from sqlalchemy import Column, Constraint
 
 from sqla_vitess_messages import QueueOptions
 from sqla_vitess_messages.table.options import to_number
+from sqla_vitess_messages.table.order import Order, order_of
 
 from .operations import (
     AlterMessageQueueOp,
@@ -23,6 +24,7 @@ from .operations import (
     CreateMessageQueueOp,
     DropMessageQueueOp,
 )
+from .order_operations import AlterMessageOrderOp
 from .vschema_operations import AddVindexOp, RemoveVindexOp
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 _ALWAYS = ("ack_wait", "purge_after", "batch_size", "cache_size", "poller_interval")
-_UNLESS_NONE = ("min_backoff", "max_backoff", "message_cols", "shard_by", "vindex")
+_UNLESS_NONE = ("min_backoff", "max_backoff", "message_cols", "shard_by", "vindex", "unique_by")
 
 
 def _call(context: AutogenContext, name: str, arguments: Sequence[str]) -> str:
@@ -62,6 +64,14 @@ def _options(options: QueueOptions) -> list[str]:
     return arguments
 
 
+def _order(order: Order | None, prefix: str = "") -> list[str]:
+    """Return the columns by which a queue is ordered as keyword arguments."""
+    if order is None:
+        return []
+    arguments = [f"{prefix}ordered_by={list(order.ordered_by)!r}"]
+    return arguments + ([f"{prefix}halt_on_dead=True"] if order.halt_on_dead else [])
+
+
 def _schema(operation: Any) -> list[str]:
     return [] if operation.schema is None else [f"schema={operation.schema!r}"]
 
@@ -78,7 +88,7 @@ def _create(context: AutogenContext, operation: CreateMessageQueueOp) -> str:
             rendered = _render_constraint(item, context, None)
         if rendered:
             arguments.append(str(rendered))
-    arguments += _options(operation.options)
+    arguments += _options(operation.options) + _order(order_of(operation.options))
     for name, value in sorted(operation.table_options.items()):
         arguments.append(f"{name.replace(' ', '_')}={value!r}")
     return _call(context, "create_message_queue", arguments + _schema(operation))
@@ -94,6 +104,8 @@ def _alter(context: AutogenContext, operation: AlterMessageQueueOp) -> str:
     arguments = [repr(operation.name), *_options(operation.options)]
     if operation.existing_layout != operation.options.layout:
         arguments.append(f"existing_layout={operation.existing_layout!r}")
+    if operation.existing_unique_by is not None:
+        arguments.append(f"existing_unique_by={list(operation.existing_unique_by)!r}")
     return _call(context, "alter_message_queue", arguments + _schema(operation))
 
 
@@ -109,9 +121,18 @@ def _convert_from(context: AutogenContext, operation: ConvertFromMessageQueueOp)
     arguments = [repr(operation.name)]
     if operation.options.layout != "portable":
         arguments.append(f"layout={operation.options.layout!r}")
+    if operation.options.unique_by is not None:
+        arguments.append(f"unique_by={list(operation.options.unique_by)!r}")
     if operation.autoincrement:
         arguments.append("autoincrement=True")
     return _one_line(context, "convert_from_message_queue", arguments + _schema(operation))
+
+
+@renderers.dispatch_for(AlterMessageOrderOp)
+def _alter_order(context: AutogenContext, operation: AlterMessageOrderOp) -> str:
+    arguments = [repr(operation.name), *_order(operation.order)]
+    arguments += _order(operation.existing, "existing_")
+    return _one_line(context, "alter_message_order", arguments + _schema(operation))
 
 
 @renderers.dispatch_for(AddVindexOp)

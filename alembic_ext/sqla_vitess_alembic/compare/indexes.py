@@ -1,20 +1,22 @@
-"""Compare the queue's own indexes, by their names alone."""
+"""Compare the queue's own indexes, by their names alone; :mod:`.options` compares the key's."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from alembic.operations import ops
-from alembic.util import DispatchPriority, PriorityDispatchResult
-from sqlalchemy import Index, Table, UniqueConstraint
+from alembic.util import DispatchPriority
+from sqlalchemy import Column, Index, Table, UniqueConstraint
 from sqlalchemy.schema import SchemaItem
 
 from sqla_vitess_messages.table.build import index_columns, index_name
 from sqla_vitess_messages.table.layouts import LAYOUTS
 from sqla_vitess_messages.table.options import is_queue, queue_options
+from sqla_vitess_messages.table.order import ORDER_INDEX
+from sqla_vitess_messages.table.unique import UNIQUE_COLUMNS, UNIQUE_INDEX
 from sqla_vitess_messages.vitess.server import is_mysql
 
-from .existing import existing_layout, for_existing_queues
+from .existing import exclude, existing_layout, for_existing_queues
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
@@ -22,21 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = ["setup"]
 
-_SPEC_NAMES = {spec.name for layout in LAYOUTS.values() for spec in layout.indexes}
+_SPEC_NAMES = {spec.name for layout in LAYOUTS.values() for spec in layout.indexes} | {
+    ORDER_INDEX,
+    UNIQUE_INDEX,
+}
 _COLUMNS_OF_EVERY_LAYOUT = set.intersection(*(set(layout.columns) for layout in LAYOUTS.values()))
-
-
-def _exclude_queue_indexes(
-    context: AutogenContext, _upgrade_ops: ops.UpgradeOps
-) -> PriorityDispatchResult:
-    """Exclude the queues' own indexes from Alembic's comparison; reflection may lose their DESC."""
-    context._object_filters.append(_is_compared_by_alembic)
-    return PriorityDispatchResult.CONTINUE
 
 
 def _is_compared_by_alembic(
     item: SchemaItem, name: str | None, _type: str, _reflected: bool, _compare_to: object
 ) -> bool:
+    """Return False for the queues' own indexes; reflection may lose their DESC."""
+    if isinstance(item, Column):
+        # AlterMessageQueueOp adds and drops these, with their index.
+        has_all = item.table is not None and set(UNIQUE_COLUMNS).issubset(item.table.c.keys())
+        return not has_all or item.name not in UNIQUE_COLUMNS
     if not isinstance(item, (Index, UniqueConstraint)) or item.table is None:
         return True
     table = item.table
@@ -70,12 +72,7 @@ def _compare_indexes(
 
 def setup(plugin: Plugin) -> None:
     """Register the comparator, and the filter that keeps Alembic's own from these indexes."""
-    plugin.add_autogenerate_comparator(
-        _exclude_queue_indexes,
-        "autogenerate",
-        "message_queue_indexes",
-        priority=DispatchPriority.FIRST,
-    )
+    exclude(plugin, "message_queue_indexes", _is_compared_by_alembic)
     plugin.add_autogenerate_comparator(
         _compare_indexes, "table", "message_queue_indexes", priority=DispatchPriority.LAST
     )

@@ -14,7 +14,14 @@ from sqla_vitess_messages.table.layouts import LAYOUTS
 from sqla_vitess_messages.table.options import Layout, queue_options
 
 from ..operations import AlterMessageQueueOp, ConvertToMessageQueueOp
-from .existing import existing_layout, existing_options, for_existing_queues, has_mark
+from .existing import (
+    default_options,
+    existing_key,
+    existing_layout,
+    existing_options,
+    for_existing_queues,
+    has_mark,
+)
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
@@ -25,13 +32,14 @@ __all__ = ["setup"]
 
 @for_existing_queues
 def _compare_layout(
-    _context: AutogenContext, modify_ops: ops.ModifyTableOps, existing: Table, table: Table
+    context: AutogenContext, modify_ops: ops.ModifyTableOps, existing: Table, table: Table
 ) -> None:
     """Replace Alembic's changes of the layout's columns by a change of the layout.
 
     :raises CommandError: when the table can't get the model's layout.
     """
-    options = queue_options(table)
+    # A table is ordered by an operation of its own.
+    options = queue_options(table).replace(ordered_by=None, halt_on_dead=False)
     spec = LAYOUTS[options.layout]
     layout = existing_layout(existing)
     if layout == options.layout:
@@ -42,7 +50,7 @@ def _compare_layout(
     if layout is None:
         modify_ops.ops.append(_conversion(existing, table, options))
     else:
-        modify_ops.ops.append(_layout_change(existing, layout, table, options))
+        modify_ops.ops.append(_layout_change(context, existing, layout, table, options))
 
 
 def _remove_column_operations(modify_ops: ops.ModifyTableOps, names: Sequence[str]) -> None:
@@ -67,7 +75,7 @@ def _conversion(existing: Table, table: Table, options: QueueOptions) -> Convert
 
 
 def _layout_change(
-    existing: Table, layout: Layout, table: Table, options: QueueOptions
+    context: AutogenContext, existing: Table, layout: Layout, table: Table, options: QueueOptions
 ) -> AlterMessageQueueOp:
     if (layout, options.layout) != ("classic", "portable"):
         raise CommandError(
@@ -80,7 +88,9 @@ def _layout_change(
         options,
         schema=table.schema,
         existing_layout=layout,
-        existing=existing_options(existing, layout) or QueueOptions(layout=layout),
+        existing_unique_by=existing_key(context, existing),
+        existing=existing_options(context, existing, layout)
+        or default_options(context, existing, layout),
     )
 
 

@@ -9,10 +9,11 @@ from alembic.operations import ops
 from alembic.util import DispatchPriority
 from sqlalchemy import Table
 
+from sqla_vitess_messages import QueueOptions
 from sqla_vitess_messages.table.options import CommentOptions, queue_options
 
 from ..operations import AlterMessageQueueOp
-from .existing import existing_layout, existing_options, for_existing_queues
+from .existing import existing_key, existing_layout, existing_options, for_existing_queues
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
@@ -35,21 +36,34 @@ def _compare_options(
         if not isinstance(operation, (ops.CreateTableCommentOp, ops.DropTableCommentOp))
     ]
     options = queue_options(table)
-    keeps_comments = context.migration_context.dialect.supports_comments
-    if existing_layout(existing) != options.layout or not keeps_comments:
+    if existing_layout(existing) != options.layout:
         return
-    before = existing_options(existing, options.layout)
-    if before is None or _meaning(before) != _meaning(options):
+    before = existing_options(context, existing, options.layout)
+    key = existing_key(context, existing)
+    if not context.migration_context.dialect.supports_comments:
+        streamed = [name for name in options.message_cols or () if name in existing.c]
+        before = options.replace(unique_by=key, message_cols=streamed or None)
+        is_changed = key != options.unique_by
+    else:
+        is_changed = before is None or _meaning(before) != _meaning(options)
+    if is_changed:
         modify_ops.ops.append(
-            AlterMessageQueueOp(table.name, options, schema=table.schema, existing=before)
+            AlterMessageQueueOp(
+                table.name,
+                options,
+                schema=table.schema,
+                existing_unique_by=key,
+                existing=before,
+            )
         )
 
 
-def _meaning(options: CommentOptions) -> dict[str, Any]:
-    """Return the options in a comment, regardless of the order in which columns are streamed."""
+def _meaning(options: QueueOptions) -> dict[str, Any]:
+    """Return the key and the options in a comment, regardless of the streamed columns' order."""
     values = {field.name: getattr(options, field.name) for field in fields(CommentOptions)}
     columns = options.message_cols
-    return {**values, "message_cols": None if columns is None else frozenset(columns)}
+    values["message_cols"] = None if columns is None else frozenset(columns)
+    return values | {"unique_by": options.unique_by}
 
 
 def setup(plugin: Plugin) -> None:

@@ -10,6 +10,7 @@ from alembic.util import DispatchPriority, PriorityDispatchResult
 from sqla_vitess_messages.table.options import MARK
 
 from ..operations import AlterMessageQueueOp, ConvertToMessageQueueOp
+from ..order_operations import AlterMessageOrderOp
 from ..vschema_operations import AddVindexOp
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["setup"]
 
-_QUEUE_OPERATIONS = (AlterMessageQueueOp, ConvertToMessageQueueOp, AddVindexOp)
+_QUEUE_OPERATIONS = (
+    AlterMessageQueueOp,
+    ConvertToMessageQueueOp,
+    AddVindexOp,
+    AlterMessageOrderOp,
+)
 
 
 def _order_operations(

@@ -9,13 +9,14 @@ from alembic.operations import ops
 from alembic.util import CommandError, DispatchPriority, PriorityDispatchResult
 from sqlalchemy import Table
 
-from sqla_vitess_messages import InvalidQueue, QueueOptions
+from sqla_vitess_messages import InvalidQueue
 from sqla_vitess_messages.table.options import is_queue, queue_options
+from sqla_vitess_messages.table.order import existing_order
 from sqla_vitess_messages.table.validate import check_message_table
 
 from ..operations import CreateMessageQueueOp, DropMessageQueueOp
 from ..vschema_operations import SEQUENCE
-from .existing import existing_layout, existing_options, has_mark
+from .existing import default_options, existing_layout, existing_options, has_mark
 from .vindexes import existing_vindexes
 
 if TYPE_CHECKING:
@@ -76,9 +77,14 @@ def _dropping(context: AutogenContext, operation: ops.DropTableOp) -> list[ops.M
     keeps_comments = context.migration_context.dialect.supports_comments
     if layout is None or (keeps_comments and not has_mark(existing)):
         return [operation]
-    options = existing_options(existing, layout) or QueueOptions(layout=layout)
+    options = existing_options(context, existing, layout) or default_options(
+        context, existing, layout
+    )
     if vindexes := existing_vindexes(context, existing):
         options = options.replace(shard_by=vindexes[0].columns, vindex=vindexes[0].name)
+    order = existing_order(context.inspector, existing.name, existing.schema)
+    if order is not None:
+        options = options.replace(**order._asdict())
     creating = CreateMessageQueueOp.from_table(existing, options)
     return [DropMessageQueueOp(existing.name, schema=existing.schema, creating=creating)]
 
