@@ -17,13 +17,13 @@ from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.sybil import SybilCollection
 
+from sqla_vitess_messages.table import ticks
 from tests.servers import URLS, server_url
-
-pytest_plugins = ["sqla_vitess_messages.pytest_plugin"]
 
 MIGRATIONS = "docs/how-to/migrate-with-alembic.md"
 SHARDING = "docs/how-to/shard-a-queue.md"
 GRPC = "docs/how-to/stream-over-grpc.md"
+SHELL = "docs/how-to/operate.md"
 
 
 @pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the groups.
@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _enter_empty_folder(namespace: dict[str, Any]) -> None:
     namespace["_folder"] = tempfile.TemporaryDirectory()
+    ticks._registry = ticks._Registry()  # Periodic messages add a table to all metadata.
     namespace["_before"] = os.getcwd()  # noqa: PTH109
     os.chdir(namespace["_folder"].name)
 
@@ -97,12 +98,38 @@ def _sybil(patterns: list[str], parsers: list[Any], **options: Any) -> Sybil:
     return Sybil(parsers=parsers, patterns=patterns, **settings)
 
 
+def _write_or_run_module(example: Example) -> None:
+    """Write a code block to the module that its first line names, or else run it."""
+    if example.parsed.startswith("# shop.py\n"):
+        Path("shop.py").write_text(example.parsed)
+        return
+    done = subprocess.run(  # noqa: S603  # The code is in this project's docs.
+        [sys.executable, "-c", example.parsed], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _run_command_line(example: Example) -> None:
+    """Run the commands of this library, answer their questions with yes, and set variables."""
+    for line in example.parsed.splitlines():
+        command, *arguments = shlex.split(line, comments=True) or [""]
+        if command == "export":
+            name, _, value = arguments[0].partition("=")
+            os.environ[name] = value
+        elif command == "sqla-vitess-messages":
+            done = subprocess.run(  # noqa: S603  # The commands are in this project's docs.
+                [sys.executable, "-m", "sqla_vitess_messages", *arguments],
+                capture_output=True, text=True, check=False, input="y\n",
+            )  # fmt: skip
+            assert done.returncode == 0, line + done.stdout + done.stderr
+
+
 _documents = SybilCollection(
     [
         _sybil(
             ["README.md", "docs/*.md", "docs/**/*.md"],
             [PythonCodeBlockParser()],
-            excludes=[MIGRATIONS, SHARDING, GRPC],
+            excludes=[MIGRATIONS, SHARDING, GRPC, SHELL],
         ),
         *(
             _sybil(
@@ -115,6 +142,13 @@ _documents = SybilCollection(
         _sybil(
             [MIGRATIONS],
             [CodeBlockParser("python", _write_file), CodeBlockParser("sh", _run_shell)],
+        ),
+        _sybil(
+            [SHELL],
+            [
+                CodeBlockParser("python", _write_or_run_module),
+                CodeBlockParser("sh", _run_command_line),
+            ],
         ),
     ]
 )

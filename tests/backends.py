@@ -106,11 +106,12 @@ def async_url(url: str | URL, driver: str) -> URL:
 
 def make_subscriber(backend: Backend, model: type[Any], bind: Any, **options: Any) -> Any:
     """Return a Subscriber, or an adapter with its interface."""
+    options = {**backend.options, **options}
     if backend.driver is None:
-        return Subscriber(model, bind, **backend.options, **options)
+        return Subscriber(model, bind, **options)
     url = bind.url if isinstance(bind, Engine) else bind
     bound = async_url(url, backend.driver)
-    return AsyncSubscriberAdapter(model, bound, **backend.options, **options)
+    return AsyncSubscriberAdapter(model, bound, **options)
 
 
 QUICK = RetryPolicy(max_attempts=2, min_delay=0.01, max_delay=0.02)

@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, Table, create_engine, event, inspect
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions
+from sqla_vitess_messages.table import ticks
+from sqla_vitess_messages.table.pauses import PAUSES
+from tests import selection
 from tests.backends import BACKENDS, Backend, make_queue_class, make_subscriber, make_worker
+from tests.browser import missing_browser
 from tests.servers import URLS, server_url
 from tools.vitess import Cluster, MariaDB, MissingTool, MySQL, VtCombo, install, temporary
 
@@ -29,7 +34,11 @@ _folder = ""
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if hasattr(session.config, "workerinput") or URLS in os.environ:
+    if hasattr(session.config, "workerinput"):
+        return
+    if line := missing_browser():
+        _print(session, f"SKIPPED {line}")
+    if URLS in os.environ:
         return
     if session.config.option.collectonly:
         return
@@ -39,9 +48,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         line = f"tests that need Vitess or MySQL: this machine lacks {missing}"
         if os.environ.get("CI"):
             pytest.exit(line, returncode=1)
-        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            reporter.write_line(f"SKIPPED {line}", yellow=True)
+        _print(session, f"SKIPPED {line}")
+
+
+def _print(session: pytest.Session, line: str) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(line, yellow=True)
 
 
 def _start_databases() -> tuple[dict[str, str], str]:
@@ -80,17 +93,11 @@ def _start_databases() -> tuple[dict[str, str], str]:
     }, ""
 
 
+@pytest.hookimpl(tryfirst=True)  # Before the marks are used to select tests.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect repetitions: an asyncio driver makes a difference only to tests that receive."""
-    repeated = [item for item in items if _repeats(item)]
-    config.hook.pytest_deselected(items=repeated)
-    items[:] = [item for item in items if item not in set(repeated)]
-
-
-def _repeats(item: pytest.Item) -> bool:
-    backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
-    uses = getattr(item, "fixturenames", ())
-    return bool(backend and backend.driver and not {"subscribe", "work"}.intersection(uses))
+    deselected = selection.mark(items)
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if item not in set(deselected)]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -100,6 +107,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         _running.pop().stop()
     if _folder:
         shutil.rmtree(_folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def own_periodic_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the periodic messages of other tests, which add a table to all metadata."""
+    monkeypatch.setattr(ticks, "_registry", ticks._Registry())
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
@@ -133,6 +146,10 @@ def engine(url: str, backend: Backend) -> Iterator[Engine]:
     engine.dispose()
 
 
+SHARED_TABLES = (ticks.TICKS.name, PAUSES)
+"""Tables that tests which run at the same time on one server have in common, so that they stay."""
+
+
 @pytest.fixture
 def make_queue(engine: Engine, backend: Backend) -> Iterator[Callable[..., type[Any]]]:
     """Return a factory of queues, with the given options and payload columns, and their tables."""
@@ -153,7 +170,20 @@ def make_queue(engine: Engine, backend: Backend) -> Iterator[Callable[..., type[
 
     yield make
     for model in made:
-        model.metadata.drop_all(engine)
+        tables = [
+            table for table in model.metadata.sorted_tables if table.name not in SHARED_TABLES
+        ]
+        model.metadata.drop_all(engine, tables)
+
+
+@pytest.fixture
+def ticks_table(engine: Engine) -> Table:
+    """The table of last ticks, which stays: other tests on the same server use it, too."""
+    try:
+        ticks.TICKS.create(engine, checkfirst=True)
+    except OperationalError:  # Another process has created it meanwhile.
+        assert inspect(engine).has_table(ticks.TICKS.name)
+    return ticks.TICKS
 
 
 @pytest.fixture

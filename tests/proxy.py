@@ -23,6 +23,7 @@ class Proxy:
         self._sockets: list[socket.socket] = []
         self._flowing = threading.Event()
         self._flowing.set()
+        self._refusing = False
         self._pattern = b""
         self._matched = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -36,6 +37,16 @@ class Proxy:
         """Forward nothing more, on any connection."""
         self._flowing.clear()
 
+    def drop(self) -> None:
+        """Close every connection, as a server does that restarts, or to those that were idle."""
+        dropped, self._sockets = self._sockets, []
+        _close(*dropped)
+
+    def refuse(self) -> None:
+        """Close every connection, and each new one, as if there were no server."""
+        self._refusing = True
+        self.drop()
+
     def stall_after(self, pattern: bytes) -> None:
         """Stall when a client has sent this: the server gets it, and its answer is held back."""
         self._matched.clear()
@@ -47,6 +58,7 @@ class Proxy:
 
     def resume(self) -> None:
         """Forward what was held back, and everything from now on."""
+        self._refusing = False
         self._flowing.set()
 
     def __enter__(self) -> Proxy:
@@ -59,15 +71,15 @@ class Proxy:
         traceback: TracebackType | None,
     ) -> None:
         self.resume()
-        for one in (self._listening, *self._sockets):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        _close(self._listening, *self._sockets)
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _address = self._listening.accept()
+                if self._refusing:
+                    client.close()
+                    continue
                 server = socket.create_connection(self._server)
                 self._sockets += (client, server)
                 for source, target in ((client, server), (server, client)):
@@ -88,3 +100,10 @@ class Proxy:
                 target.sendall(data)
         with suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
+
+
+def _close(*sockets: socket.socket) -> None:
+    for one in sockets:
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()

@@ -51,14 +51,23 @@ class Kind:
                 url.replace("sqlite:", f"sqlite+{driver}:"), **self.arguments
             )
             engine = made.sync_engine
+        try:
+            with self._recipe(engine):
+                yield made
+        finally:
+            if driver is None:  # Else whoever runs the event loop disposes of it.
+                engine.dispose()
+
+    @contextmanager
+    def _recipe(self, engine: Engine) -> Iterator[None]:
         if self.recipe is None:
-            yield made
+            yield
             return
         target: Any = Engine if self.recipe == "class" else engine
         event.listen(target, "connect", leave_transactions_to_sqlalchemy)
         event.listen(target, "begin", begin)
         try:
-            yield made
+            yield
         finally:
             event.remove(target, "connect", leave_transactions_to_sqlalchemy)
             event.remove(target, "begin", begin)

@@ -11,7 +11,7 @@ from tests.servers import server_url
 from tools.vitess import Cluster, temporary
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """A cluster that no other test uses."""
     server_url("vtgate-fast")

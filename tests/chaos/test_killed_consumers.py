@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import secrets
 import time
@@ -17,11 +16,11 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqla_vitess_messages import AlreadySettled, QueueOptions, Subscriber
 from tests.backends import eventually, make_queue_class
 from tests.servers import server_url
+from tests.victims import Victim
 
 MESSAGES = 20_000
 AT_ONCE = 2_000
 CONSUMERS = 4
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def tables(suffix: str) -> tuple[type[Any], Table]:
@@ -56,22 +55,6 @@ def consume(url: str, suffix: str, receiving: Event) -> None:
                         settle([message])
 
 
-class Consumer:
-    """A process that consumes until it is killed."""
-
-    def __init__(self, url: str, suffix: str) -> None:
-        self._receiving = SPAWN.Event()
-        self._process = SPAWN.Process(target=consume, args=(url, suffix, self._receiving))
-        self._process.start()
-
-    def wait_until_receiving(self) -> None:
-        assert self._receiving.wait(60)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
-
-
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("server", ["vtgate", "mysql"])
@@ -81,7 +64,7 @@ def test_each_effect_happens_once_though_consumers_are_killed(server: str) -> No
     engine = create_engine(url)
     queue.metadata.create_all(engine)
     time.sleep(1)  # vtgate learns of a new table asynchronously.
-    consumers = [Consumer(url, suffix) for _ in range(CONSUMERS)]
+    consumers = [Victim(consume, url, suffix) for _ in range(CONSUMERS)]
 
     def acked() -> int:
         with engine.connect() as connection:
@@ -90,12 +73,12 @@ def test_each_effect_happens_once_though_consumers_are_killed(server: str) -> No
     try:
         for _ in range(MESSAGES // AT_ONCE):
             victim = random.randrange(CONSUMERS)
-            consumers[victim].wait_until_receiving()
+            consumers[victim].wait_until_at_work()
             with Session(engine) as session, session.begin():
                 session.add_all([queue() for _ in range(AT_ONCE)])
             time.sleep(random.uniform(0, 0.5))
             consumers[victim].kill()
-            consumers[victim] = Consumer(url, suffix)
+            consumers[victim] = Victim(consume, url, suffix)
         eventually(lambda: acked() == MESSAGES, within=200)
         with engine.connect() as connection:
             total = connection.scalar(select(func.count()).select_from(effects))

@@ -10,13 +10,25 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Engine, create_engine, select
+from sqlalchemy import BigInteger, create_engine, event, select
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from sqla_vitess_messages import AlreadySettled, QueueOptions, Subscriber, TransportName, random_id
+from sqla_vitess_messages import (
+    AlreadySettled,
+    QueueOptions,
+    QueueStats,
+    RetryPolicy,
+    Subscriber,
+    TransportName,
+    Worker,
+    random_id,
+)
 from sqla_vitess_messages.transports.shards import find_shards
+from sqla_vitess_messages.vitess.refusals import is_refusal
 from tests.backends import ack, enqueue, eventually, make_queue_class
+from tests.chaos.load import Load, bind_of
 from tools.vitess import Cluster
 from tools.vitess.cluster import SHARDED, TABLETS
 
@@ -41,113 +53,6 @@ def reparent(cluster: Cluster) -> None:
     cluster.reparent(next(t for t in TABLETS if t.keyspace == "main" and t != current))
 
 
-def bind_of(cluster: Cluster, transport: TransportName) -> str:
-    """Return the bind of a subscriber."""
-    if transport == "grpc":
-        return f"vitess+grpc://user@{cluster.grpc('vtgate-fast')}/main"
-    return cluster.url(gate="vtgate-fast")
-
-
-class Load:
-    """A producer and a consumer, whose own transactions may fail any number of times."""
-
-    def __init__(self, cluster: Cluster, transport: TransportName) -> None:
-        url = cluster.url(gate="vtgate-fast")
-
-        class Base(DeclarativeBase):
-            pass
-
-        self.queue = make_queue_class(
-            QueueOptions(ack_wait=2, min_backoff=0.2, poller_interval=0.5), base=Base
-        )
-
-        class Effect(Base):
-            __tablename__ = f"effect_of_{self.queue.__tablename__}"
-            id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-            message_id: Mapped[int] = mapped_column(BigInteger)
-
-        self.effect = Effect
-        self.engine: Engine = create_engine(url, connect_args={"read_timeout": 10})
-        no_timeout = create_engine(url)  # CREATE TABLE may be slow on a busy disk.
-        Base.metadata.create_all(no_timeout)
-        no_timeout.dispose()
-        self.committed: set[int] = set()
-        self.longest_gap = 0.0
-        """The longest time between two deliveries, in seconds."""
-        self.longest_outage = 0.0
-        """The longest time between two commits of the producer, in seconds."""
-        self._stop = threading.Event()
-        self._subscriber = Subscriber(
-            self.queue, bind_of(cluster, transport), max_concurrency=20, transport=transport
-        )
-        self._producer = threading.Thread(target=self._produce)
-        self._consumer = threading.Thread(target=self._consume)
-
-    def __enter__(self) -> Load:
-        self._subscriber.open()
-        self._producer.start()
-        self._consumer.start()
-        eventually(lambda: len(self._settled()) > 20, within=60)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._stop.set()
-        self._producer.join()
-        self._subscriber.close()
-        self._consumer.join()
-        self.engine.dispose()
-
-    def check(self) -> None:
-        """Produce a little longer, then check that every committed message is settled once."""
-        before = len(self.committed)
-        eventually(lambda: len(self.committed) > before + 20, within=60)
-        self._stop.set()
-        self._producer.join()
-        # Only the table shows the outcome of a commit whose response was lost.
-        with self.engine.connect() as connection:
-            enqueued = set(connection.scalars(select(self.queue.__table__.c.id)))
-        assert self.committed <= enqueued
-        eventually(lambda: self._settled() == enqueued, within=60)
-        with self.engine.connect() as connection:
-            effects = list(connection.scalars(select(self.effect.message_id)))
-        assert len(effects) == len(set(effects))
-        assert set(effects) == enqueued
-
-    def _settled(self) -> set[int]:
-        columns = self.queue.__table__.c
-        with self.engine.connect() as connection:
-            return set(
-                connection.scalars(select(columns.id).where(columns.time_acked.is_not(None)))
-            )
-
-    def _produce(self) -> None:
-        last = time.monotonic()
-        while not self._stop.is_set():
-            message = self.queue()
-            id_ = message.id
-            with suppress(DBAPIError):
-                enqueue(self.engine, message)
-                self.committed.add(id_)
-                now = time.monotonic()
-                self.longest_outage = max(self.longest_outage, now - last)
-                last = now
-            self._stop.wait(0.01)
-
-    def _consume(self) -> None:
-        last = time.monotonic()
-        for message in self._subscriber:
-            now = time.monotonic()
-            self.longest_gap = max(self.longest_gap, now - last)
-            last = now
-            with (
-                suppress(DBAPIError, AlreadySettled),
-                Session(self.engine) as session,
-                session.begin(),
-            ):
-                session.add(self.effect(id=random_id(), message_id=message.id))
-                message.ack(session)
-
-
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("disaster", [kill_vtgate, kill_vttablet])
 def test_nothing_is_lost_or_done_twice(
@@ -167,6 +72,63 @@ def test_a_reparent_loses_nothing_and_leaves_no_long_silence(
         reparent(cluster)
         load.check()
     assert load.longest_gap < 2 + load.longest_outage
+
+
+def test_a_reparent_is_no_failed_attempt(cluster: Cluster) -> None:
+    """Vitess refuses statements until the shard has a primary again."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    queue = make_queue_class(QueueOptions(ack_wait=20), base=Base)
+
+    class Effect(Base):
+        __tablename__ = f"effect_of_{queue.__tablename__}"
+        id: Mapped[int] = mapped_column(BigInteger, primary_key=True, default=random_id)
+        message_id: Mapped[int] = mapped_column(BigInteger)
+
+    engine = create_engine(cluster.url(), pool_size=20)
+    Base.metadata.create_all(engine)
+    refusals: list[str] = []
+    reparented = threading.Event()
+
+    @event.listens_for(engine, "handle_error")
+    def record(context: ExceptionContext) -> None:
+        if isinstance(context.sqlalchemy_exception, DBAPIError) and is_refusal(
+            context.sqlalchemy_exception
+        ):
+            refusals.append(str(context.original_exception))
+
+    def handle(message: Any, session: Session) -> None:
+        session.add(Effect(message_id=message.id))
+        session.flush()
+        reparented.wait(0.02)
+
+    def stats() -> QueueStats:
+        with engine.connect() as connection:
+            counted: QueueStats = queue.stats(connection)
+            return counted
+
+    only_once = RetryPolicy(max_attempts=1)
+    subscriber = Subscriber(queue, cluster.url(), max_concurrency=50)
+    worker = Worker(subscriber, handle, sessionmaker(engine), concurrency=8, retry=only_once)
+    worker.start()
+    committed = 0
+    while len(refusals) < 5:
+        for _ in range(5):
+            enqueue(engine, *(queue() for _ in range(100)))
+            committed += 100
+        reparent(cluster)
+        eventually(lambda: stats().ready == stats().leased == 0, within=60)
+    reparented.set()
+    assert worker.stop()
+    with engine.connect() as connection:
+        counted = stats()
+        assert (counted.acked, counted.dead) == (committed, 0)
+        effects = list(connection.scalars(select(Effect.message_id)))
+    assert len(effects) == len(set(effects)) == committed
+    Base.metadata.drop_all(engine)
+    engine.dispose()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -11,11 +11,11 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, BigInteger, Engine, String, select, update
+from sqlalchemy import URL, BigInteger, Engine, String, select, text, update
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -23,12 +23,13 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqla_vitess_messages import (
     Discard,
     InvalidArgument,
     InvalidArgumentType,
+    MessageQueueError,
     Retry,
     RetryPolicy,
     Subscriber,
@@ -64,7 +65,7 @@ class Bench:
         class Base(DeclarativeBase):
             pass
 
-        self.queue = make_queue(Base, {"fail_reason": mapped_column(String(60))}, ack_wait=2)
+        self.queue = make_queue(Base, {"fail_reason": mapped_column(String(60))}, ack_wait=3)
 
         class Effect(Base):
             __tablename__ = f"effect_of_{self.queue.__tablename__}"
@@ -325,7 +326,7 @@ def test_a_long_handler_keeps_its_lease(bench: Bench) -> None:
 
     async def handle_slowly(message: Any, session: AsyncSession) -> None:
         epochs.append(message.epoch)
-        await asyncio.sleep(5)  # A lease lasts 2 s, and its backoff adds 0.3 at most.
+        await asyncio.sleep(7)  # A lease lasts 3 s, and its backoff adds 0.3 at most.
         await bench.apply(message, session)
 
     bench.enqueue("long")
@@ -440,6 +441,85 @@ def test_stopping_finishes_what_runs_and_cancels_what_hangs(bench: Bench) -> Non
     assert bench.stats().ready == 1
 
 
+@pytest.mark.parametrize("limited", [False, True], ids=["wait_for", "timeout"])
+def test_a_query_that_a_handler_gives_up_is_a_failed_attempt(bench: Bench, limited: bool) -> None:
+    """SQLAlchemy closes its connection, which is not lost as by a fault of the database."""
+    handled: list[bool] = []
+    query = "SELECT SLEEP(5)"
+    if bench.engine.dialect.name == "sqlite":
+        rows = "SELECT 1 AS n UNION ALL SELECT n + 1 FROM r WHERE n < 2000000"
+        query = f"WITH RECURSIVE r AS ({rows}) SELECT count(*) FROM r"  # noqa: S608
+
+    async def work(_message: Any, session: AsyncSession) -> None:
+        handled.append(True)
+        if limited:
+            async with asyncio.timeout(0.05):
+                await session.execute(text(query))
+        else:
+            await asyncio.wait_for(session.execute(text(query)), 0.05)
+
+    bench.enqueue("slow")
+
+    async def main() -> None:
+        async with bench.working(work, concurrency=1, retry=RetryPolicy(max_attempts=1)):
+            await bench.settled(0, dead=1)
+
+    bench.run(main)
+    assert len(handled) == 1
+    [reason] = bench.reasons()
+    assert reason.startswith("TimeoutError")
+
+
+def test_a_handler_that_cancels_its_own_task_affects_its_message_alone(bench: Bench) -> None:
+    """So do libraries whose timeouts cancel the task, without ``uncancel()``."""
+
+    async def work(message: Any, session: AsyncSession) -> None:
+        if message.body != "fine":
+            own = asyncio.current_task()
+            assert own is not None
+            own.cancel()
+        if message.body == "suppresses":
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        await bench.apply(message, session)
+        await session.flush()
+
+    async def main() -> None:
+        async with bench.working(work, concurrency=1):
+            bench.enqueue("cancels", "suppresses")
+            await bench.settled(1, dead=1)
+            bench.enqueue("fine")
+            await bench.settled(2, dead=1)
+
+    bench.run(main)
+    assert bench.effects() == Counter(["suppresses", "fine"])
+    [reason] = bench.reasons()
+    assert reason.startswith("CancelledError")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Worker-0", "other code has cancelled a task of <AsyncWorker"),
+        ("Subscriber(", "the subscriber of .* is not open"),
+    ],
+)
+def test_a_task_of_a_worker_that_others_cancel_ends_it_with_an_error(
+    bench: Bench, caplog: pytest.LogCaptureFixture, name: str, text: str
+) -> None:
+    async def main() -> None:
+        async with AsyncWorker(bench.subscriber(), bench.apply, bench.sessions, concurrency=1):
+            bench.enqueue("one")
+            await bench.settled(1)
+            [task] = [one for one in asyncio.all_tasks() if one.get_name().startswith(name)]
+            task.cancel()
+            while "the worker ends" not in caplog.text:
+                await asyncio.sleep(0.01)
+
+    with pytest.raises(MessageQueueError, match=text):
+        bench.run(main)
+
+
 async def stop_by_a_fault(subscriber: AsyncSubscriber[Any]) -> None:
     """Make a subscriber fail with an error that no new connection can mend."""
 
@@ -486,6 +566,25 @@ def test_a_signal_stops_a_worker(bench: Bench) -> None:
     worker = AsyncWorker(bench.subscriber(), work, bench.sessions)
     assert bench.run(worker.run) is True
     assert bench.effects() == Counter(["one"])
+
+
+def test_what_makes_no_session_is_refused(bench: Bench) -> None:
+    @asynccontextmanager
+    async def managed() -> AsyncIterator[AsyncSession]:
+        async with bench.sessions() as session:
+            yield session
+
+    async def main() -> None:
+        for factory, made in (
+            (sessionmaker(), "Session object"),
+            (bench.sessions.begin, "_AsyncSessionContextManager"),
+            (managed, "_AsyncGeneratorContextManager"),
+        ):
+            worker: Any = AsyncWorker(bench.subscriber(), bench.apply, factory)  # type: ignore[arg-type]
+            with pytest.raises(InvalidArgumentType, match=f"session_factory=.* it made .*{made}"):
+                await worker.start()
+
+    bench.run(main)
 
 
 def test_wrong_arguments_are_refused(bench: Bench) -> None:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Engine, MetaData, Table, create_engine, inspect, text, update
+from sqlalchemy import (
+    BigInteger,
+    Engine,
+    MetaData,
+    Table,
+    create_engine,
+    inspect,
+    make_url,
+    text,
+    update,
+)
 from sqlalchemy.orm import mapped_column
 from sqlalchemy.schema import SetTableComment
 
-from sqla_vitess_messages import InvalidArgument, QueueOptions
+from sqla_vitess_messages import InvalidArgument, Periodic, QueueOptions
 from sqla_vitess_messages.cli.check import check_queues
 from sqla_vitess_messages.cli.ddl_script import statements
 from sqla_vitess_messages.cli.targets import load_queues
@@ -126,6 +137,33 @@ def test_a_wrong_vschema_is_reported() -> None:
     engine.dispose()
 
 
+@pytest.mark.parametrize(
+    ("target", "is_shard"),
+    [("sharded", False), ("sharded@primary", False), ("sharded:-80", True),
+     ("sharded:-80@primary", True), ("main:0", True)],
+)  # fmt: skip
+def test_a_url_of_a_shard_is_a_warning_and_its_keyspace_is_checked(
+    target: str, is_shard: bool
+) -> None:
+    keyspace = "main" if target == "main:0" else "sharded"
+    options = QueueOptions(shard_by="tenant", vindex="hash") if keyspace == "sharded" else None
+    queue = make_queue_class(options or QueueOptions())
+    engine = create_engine(make_url(server_url("sharded")).set(database=keyspace))
+    queue.metadata.create_all(engine)
+    of_target = create_engine(engine.url.set(database=target))
+    assert found(of_target, queue) == []
+    with of_target.connect() as connection:
+        findings = [f for f in check_queues(connection, []) if f.table == target]
+    assert [("locks nothing" in f.problem, f.is_error) for f in findings] == (
+        [(True, False)] if is_shard else []
+    )
+    assert all(f"name the keyspace alone, '{keyspace}'" in f.remedy for f in findings)
+    queue.metadata.drop_all(engine)
+    assert found(of_target, queue) == [(True, "the database has no such table")]
+    engine.dispose()
+    of_target.dispose()
+
+
 @pytest.mark.parametrize(("gate", "slow"), [("vtgate", True), ("vtgate-fast", False)])
 def test_a_flush_delay_that_hurts_streams_is_a_warning(gate: str, slow: bool) -> None:
     engine = create_engine(server_url(gate))
@@ -211,3 +249,38 @@ def test_ddl_includes_the_vschema() -> None:
         list(statements([queue.__table__], "oracle"))
     with pytest.raises(InvalidArgument, match="no declarative base"):
         load_queues("tests.backends:BACKENDS")
+
+
+def test_ddl_includes_the_table_of_pauses_once() -> None:
+    options = QueueOptions(shard_by="tenant", vindex="hash", pausable=True)
+    queue = make_queue_class(options).__table__
+    on_vitess = list(statements([queue, queue], "mysql"))
+    assert [text.startswith("CREATE TABLE message_queue_pauses") for text in on_vitess[-2:]] == [
+        True, False,
+    ]  # fmt: skip
+    assert on_vitess[-1] == (
+        "ALTER VSCHEMA ON `message_queue_pauses` ADD VINDEX `xxhash` (`queue`) USING `xxhash`"
+    )
+    assert list(statements([queue], "sqlite"))[-1].startswith("CREATE TABLE message_queue_pauses")
+
+
+def test_check_and_ddl_know_the_table_of_last_ticks(tmp_path: Path) -> None:
+    queue = make_queue_class(QueueOptions())
+    engine = create_engine(f"sqlite:///{tmp_path}/test.db")
+    queue.metadata.create_all(engine)
+    assert not any("message_queue_ticks" in text for text in statements([queue.__table__], "mysql"))
+    Periodic("poll", timedelta(minutes=5), lambda _tick: None)
+    assert list(statements([queue.__table__], "mysql"))[-1].startswith(
+        "CREATE TABLE message_queue_ticks"
+    )
+    with engine.connect() as connection:
+        [finding] = check_queues(connection, [queue.__table__])
+    assert finding.is_error
+    assert (finding.table, finding.problem) == (
+        "message_queue_ticks",
+        "the database has no such table",
+    )
+    queue.metadata.create_all(engine)
+    with engine.connect() as connection:
+        assert check_queues(connection, [queue.__table__]) == []
+    engine.dispose()

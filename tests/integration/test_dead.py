@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, Text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from sqla_vitess_messages import InvalidArgument, QueueStats
+from sqla_vitess_messages import InvalidArgument, InvalidArgumentType, QueueStats
 from tests.backends import ack, enqueue, eventually, row
 
 Subscribe = Callable[..., Any]
@@ -47,6 +47,25 @@ def test_dead_messages_are_found_and_put_back(
         with Session(engine) as session, session.begin():
             assert queue.requeue(session) == 1
         assert subscriber.get(20).body == "first"
+
+
+def test_dead_messages_are_requeued_by_ids_and_by_a_condition(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
+) -> None:
+    queue = make_queue()
+    subscriber = subscribe(queue)
+    enqueue(engine, *(queue(body=body) for body in "abc"))
+    dead = {message.body: message for message in (kill(engine, subscriber) for _ in range(3))}
+    subscriber.close()
+    enqueue(engine, queue(body="a", deliver_in=3600))
+    with Session(engine) as session, session.begin():
+        assert queue.requeue(session, queue.body == "a") == 1
+        assert queue.requeue(session, [dead["b"].id, dead["a"].id, 1]) == 1
+        assert [message.body for message in queue.dead(session)] == ["c"]
+        stats = queue.stats(session)
+        assert (stats.ready, stats.scheduled, stats.dead) == (2, 1, 1)
+        with pytest.raises(InvalidArgumentType, match="neither a Message nor the id of one"):
+            queue.requeue(session, [True])
 
 
 def test_dead_messages_are_deleted_by_age(

@@ -9,11 +9,11 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, String, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine, String, select, text
 from sqlalchemy.orm import Session, mapped_column
 
 from sqla_vitess_messages import Discard, Retry
@@ -90,6 +90,8 @@ FAILURES: dict[str, tuple[Callable[[], object], str]] = {
         raising(ExceptionGroup("x", [ExceptionGroup("y", [Discard("in groups")])])),
         "in groups",
     ),
+    "two discards": (raising(ExceptionGroup("x", [Discard("one"), Discard("two")])), "one"),
+    "one discard of two": (raising(ExceptionGroup("x", [Discard(), OSError()])), "ExceptionGroup"),
     "surrogates": (raising(ValueError("\ud800 \0 \x1f")), "ValueError: \\ud800 \\0 \x1f"),
     "long": (raising(ValueError("€" * 1_000_000)), "ValueError: €€€"),
     "retry without delay": (raising(RetryWithoutDelay()), "RetryWithoutDelay"),
@@ -102,8 +104,10 @@ FAILURES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: (n for n in range(3)),
         "InvalidArgumentType: the handler returned <gen",
     ),
+    "a future": (Future, "InvalidArgumentType: the handler returned <concurrent.futures"),
+    "a map": (lambda: map(len, "x"), "InvalidArgumentType: the handler returned <map"),
 }
-AT_ONCE = ("discard without text", "a discard in groups")
+AT_ONCE = ("discard without text", "a discard in groups", "two discards")
 """These are dead at the first attempt."""
 
 
@@ -212,6 +216,29 @@ def test_whatever_on_event_raises_all_later_events_arrive_and_receiving_goes_on(
     eventually(lambda: acked(engine, queue) == 13)
 
 
+def test_whatever_a_filter_of_the_log_raises_verdicts_are_written_and_workers_go_on(
+    engine: Engine, queue: type[Any], work: Work
+) -> None:
+    def handle(message: Any, _session: Session) -> None:
+        if message.body == "bad":
+            raise Discard("no")
+
+    def refuse(_record: logging.LogRecord) -> bool:
+        raise LookupError("no request")
+
+    enqueue(engine, *(queue(body=body) for body in ("bad", "good", "bad", "good")))
+    handler = logging.StreamHandler()
+    handler.addFilter(refuse)
+    log = logging.getLogger("sqla_vitess_messages")
+    log.addHandler(handler)
+    try:
+        work(queue, handle)
+        eventually(lambda: acked(engine, queue) == 2)
+        eventually(lambda: reasons(engine, queue) == {"bad": "no"})
+    finally:
+        log.removeHandler(handler)
+
+
 def test_a_deadlock_of_the_verdict_is_repeated(
     engine: Engine, queue: type[Any], work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +249,18 @@ def test_a_deadlock_of_the_verdict_is_repeated(
         verdicts.append(reason)
         fail(model, session, leases, reason)
         if len(verdicts) < 4:
-            raise OperationalError("UPDATE", {}, Exception(1213, "Deadlock found"))
+            dialect = session.get_bind().dialect
+            deadlock = dialect.loaded_dbapi.OperationalError(1213, "Deadlock found")
+            do_execute, statement = dialect.do_execute, "SELECT 'met a deadlock'"
+
+            def raise_it(cursor: Any, executed: str, *arguments: Any) -> None:
+                if executed == statement:  # Other threads use the dialect, too.
+                    raise deadlock
+                do_execute(cursor, executed, *arguments)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(dialect, "do_execute", raise_it)
+                session.connection().execute(text(statement))
 
     def handle(_message: Any, _session: Session) -> None:
         raise Discard("no")

@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 import pickle
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, BigInteger, Engine, ForeignKey, String, event, select
+from sqlalchemy import JSON, BigInteger, Engine, ForeignKey, String, event, inspect, select
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -26,7 +26,8 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import flag_modified
 
-from sqla_vitess_messages import AlreadySettled, LeaseLost, random_id
+from sqla_vitess_messages import AlreadySettled, LeaseLost, Retry, random_id
+from sqla_vitess_messages.rows.lease import lease_of
 from sqla_vitess_messages.rows.states import DEAD
 from tests import backends
 from tests.async_adapter import sleep
@@ -153,6 +154,46 @@ def test_whatever_a_handler_does_with_its_message_the_message_is_acked(
         assert (found.id, found.epoch, found.time_next) == (same.id, 1, None), name
         assert found.time_acked > found.time_created == same.time_created, name
         assert found.time_scheduled == same.time_scheduled, name
+
+
+def test_attempts_are_those_of_the_delivery_whatever_the_session_loads(
+    engine: Engine, queue: type[Any], work: Work
+) -> None:
+    loads: dict[str, Act] = {
+        "refresh": lambda message, session: session.refresh(message),
+        "expire": lambda message, session: session.expire(message),
+        "select": lambda _message, session: session.scalars(
+            select(queue).execution_options(populate_existing=True)
+        ).all(),
+    }
+    attempts: list[int] = []
+
+    def handle(message: Any, session: Session) -> None:
+        attempts.append(message.attempts)
+        loads[message.body](message, session)
+        attempts.append(message.attempts)
+        if message.attempts == 0:
+            raise Retry(0)
+
+    enqueue(engine, *(queue(body=name) for name in loads))
+    work(queue, handle)
+    settled(engine, queue, len(loads))
+    assert Counter(attempts) == {0: 2 * len(loads), 1: 2 * len(loads)}
+
+
+def test_an_instance_holds_its_columns_and_nothing_of_the_library(
+    engine: Engine, queue: type[Any], subscribe: Callable[..., Any]
+) -> None:
+    enqueue(engine, queue(body="first"))
+    received = subscribe(queue).get(20)
+    enqueued = queue(body="second")
+    with Session(engine) as session, session.begin():
+        queue.enqueue(session, enqueued)
+    columns = inspect(queue).column_attrs.keys()
+    for message in (received, enqueued):
+        values = {name: value for name, value in vars(message).items() if name in columns}
+        assert vars(message).keys() - values.keys() == {"_sa_instance_state"}
+        assert lease_of(queue(**values)) is None
 
 
 def test_whatever_a_handler_does_before_it_fails_each_attempt_begins_with_a_fresh_instance(
@@ -433,7 +474,7 @@ def test_writes_to_a_queues_own_columns_never_reach_the_row(
 def test_a_heartbeat_never_uses_the_session_of_a_handler(
     engine: Engine, make_queue: MakeQueue, work: Work
 ) -> None:
-    queue = make_queue(ack_wait=0.6)
+    queue = make_queue(ack_wait=1.5)
     statements: list[str] = []
     sent: list[list[str]] = []
 
@@ -441,7 +482,7 @@ def test_a_heartbeat_never_uses_the_session_of_a_handler(
         session.connection()
         session.expire_all()  # Whoever reads an attribute now sends a statement.
         before = len(statements)
-        sleep(1.5)
+        sleep(2.5)
         sent.append(statements[before:])
         assert message.body == "one"
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Engine,
     Enum,
     Integer,
+    MetaData,
     String,
     TypeDecorator,
     create_engine,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     literal,
     make_url,
     select,
+    text,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DuplicateColumnError
@@ -36,6 +38,7 @@ from sqlalchemy.orm import (
 )
 
 from sqla_vitess_messages import InvalidQueue, QueueOptions, Subscriber
+from sqla_vitess_messages.table.reflect import check_database
 from sqla_vitess_messages.transports.stream_base import BaseStreamTransport
 from tests.backends import (
     BACKENDS,
@@ -284,6 +287,48 @@ def test_the_reasons_column_may_have_a_key(
         assert dead.why == "broken"
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"unique_by": "tenant"}, {"ordered_by": "tenant"}], ids=str
+)
+def test_an_onupdate_runs_for_changes_of_the_user_alone(
+    engine: Engine, make_queue: MakeQueue, subscribe: Subscribe, options: dict[str, Any]
+) -> None:
+    attributes = {
+        "tenant": mapped_column("tenant", BigInteger, nullable=False, default=1),
+        "editor": mapped_column(String(20), default="ada", onupdate=lambda: "bob"),
+        "edits": mapped_column(Integer, default=0, onupdate=text("edits + 1")),
+    }
+    queue = make_queue(attributes=attributes, **options)
+    enqueue(engine, queue(deliver_in=600))
+    with Session(engine) as session, session.begin():
+        assert queue.reschedule(session, queue.id > 0, deliver_in=900) == 1
+        assert queue.run_now(session, queue.id > 0) == 1
+    pulling = {"transport": "auto"} if "ordered_by" in options else {}
+    subscriber = subscribe(queue, **pulling)
+
+    def settle(action: str, *arguments: Any) -> None:
+        message = subscriber.get(20)
+        with Session(engine) as session, session.begin():
+            message.extend(session, 60)
+            if "unique_by" in options and action == "retry":
+                assert queue.enqueue(session, queue(), if_exists="replace")
+                message.extend(session, 60)
+            getattr(message, action)(session, *arguments)
+
+    settle("retry", 0)
+    settle("fail")
+    with Session(engine) as session, session.begin():
+        assert queue.requeue(session) == 1
+    settle("ack")
+    with Session(engine) as session, session.begin():
+        message = session.scalars(select(queue)).one()
+        assert (message.editor, message.edits) == ("ada", 0)
+        message.body = "changed"
+        session.flush()
+        session.refresh(message)
+        assert (message.editor, message.edits) == ("bob", 1)
+
+
 def test_a_column_can_not_take_the_key_of_the_queues() -> None:
     for column in (
         mapped_column("mine", String(20), key="epoch"),
@@ -332,6 +377,27 @@ def test_received_text_is_what_was_stored_in_every_character_set(
 ) -> None:
     message = receive(make_queue(attributes=_text_columns()), **_texts())
     assert {name: getattr(message, name) for name in _texts()} == _texts()
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [b for b in BACKENDS if b.transport == "auto" and b.driver is None],
+    indirect=True,
+    ids=lambda b: b.name,
+)
+def test_a_copy_of_a_table_is_the_same_queue(
+    make_queue: MakeQueue, engine: Engine, backend: Backend
+) -> None:
+    """As applications make that keep a copy of their tables for each tenant."""
+    table = make_queue().__table__
+    indexes = {index["name"] for index in inspect(engine).get_indexes(table.name)}
+    table.drop(engine)
+    copied = table.to_metadata(MetaData())
+    copied.create(engine)
+    assert copied.comment == table.comment
+    assert {index["name"] for index in inspect(engine).get_indexes(table.name)} == indexes
+    with engine.connect() as connection:
+        check_database(connection, copied)
 
 
 @on_streams

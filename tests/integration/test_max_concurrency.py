@@ -14,9 +14,11 @@ from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import AlreadySettled, clock
 from sqla_vitess_messages.rows.states import DEAD
+from tests.async_adapter import sleep
 from tests.backends import BACKENDS, PULLING, STREAMS, ack, enqueue, eventually
 
 Subscribe = Callable[..., Any]
+Work = Callable[..., Any]
 MakeQueue = Callable[..., type[Any]]
 
 streaming = pytest.mark.parametrize(
@@ -165,3 +167,33 @@ def test_a_stream_that_brings_too_much_is_left_and_the_excess_given_back(
         received = []
     # A release doesn't count as an attempt.
     assert sum(map(bool, attempts.values())) <= lost
+
+
+@pulling
+def test_workers_share_what_is_waiting(engine: Engine, make_queue: MakeQueue, work: Work) -> None:
+    """A worker takes no more than twice what its handlers hold, so others have the rest."""
+    queue, count = make_queue(ack_wait=60), 20
+    enqueue(engine, *(queue() for _ in range(count)))
+    done: list[list[int]] = [[], []]
+
+    def handler_of(handled: list[int]) -> Callable[..., None]:
+        def handle(message: Any, _session: Session) -> None:
+            sleep(0.1)
+            handled.append(message.id)
+
+        return handle
+
+    for handled in done:
+        work(queue, handler_of(handled), concurrency=2)
+    eventually(lambda: sum(map(len, done)) == count)
+    assert min(map(len, done)) >= 5
+
+
+@pytest.mark.parametrize("backend", PULLING[:1], indirect=True, ids=lambda b: b.name)
+def test_a_limit_below_what_the_handlers_hold_is_kept_and_logged(
+    engine: Engine, make_queue: MakeQueue, work: Work, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = make_queue(ack_wait=60)
+    with caplog.at_level("WARNING"):
+        work(queue, lambda *_: None, concurrency=4, subscriber_options={"max_concurrency": 3})
+    assert "max_concurrency=3" in caplog.text

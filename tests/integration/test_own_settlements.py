@@ -17,6 +17,7 @@ from sqlalchemy import Engine, String, select
 from sqlalchemy.orm import Session, mapped_column, sessionmaker
 
 from sqla_vitess_messages import LeaseLost, QueueOptions, RetryPolicy
+from sqla_vitess_messages.receiving import batcher
 from sqla_vitess_messages.rows.states import DEAD
 from sqla_vitess_messages.testing import drain
 from tests import backends
@@ -75,6 +76,11 @@ def retry(message: Any, session: Session) -> None:
     message.retry(session, HOUR)
 
 
+def cancel_by_condition(message: Any, session: Session) -> None:
+    model = type(message)
+    assert model.cancel(session, model.id == message.id) == 1
+
+
 def ack(message: Any, session: Session) -> None:
     message.ack(session)
 
@@ -96,6 +102,7 @@ ACKED: dict[str, Act] = {
     "ack in a savepoint that is rolled back": in_savepoint(ack, kept=False),
     "fail in a savepoint that is rolled back": in_savepoint(fail, kept=False),
     "retry in a savepoint that is rolled back": in_savepoint(retry, kept=False),
+    "cancel in a savepoint that is rolled back": in_savepoint(cancel_by_condition, kept=False),
     "ack elsewhere": elsewhere(ack),
     "ack another instance": of_another_instance(ack),
     "ack a copy": of_a_copy(ack, copy.deepcopy),
@@ -121,7 +128,16 @@ RETRIED: dict[str, Act] = {
     "retry what was pickled": of_a_copy(retry, unpickled),
     "retry all": lambda message, session: type(message).retry_all(session, [message], HOUR),
 }
-ACTS = ACKED | FAILED | RETRIED | {"nothing": lambda _message, _session: None}
+CANCELLED: dict[str, Act] = {
+    "cancel": lambda message, session: type(message).cancel(session, [message]),
+    "cancel its id": lambda message, session: type(message).cancel(session, [message.id]),
+    "cancel by a condition": cancel_by_condition,
+    "cancel in a savepoint": in_savepoint(cancel_by_condition, kept=True),
+    "cancel over its connection": lambda message, session: type(message).cancel(
+        session.connection(), iter([message])
+    ),
+}
+ACTS = ACKED | FAILED | RETRIED | CANCELLED | {"nothing": lambda _message, _session: None}
 
 
 @pytest.fixture
@@ -194,12 +210,14 @@ def test_what_a_handler_settles_itself_is_respected(
                 act(message, session)
 
     enqueue(engine, *(queue(body=name) for name in ACTS))
-    work(queue, handle, concurrency=1, batch_size=batch_size)
+    # With one slot, none of them may keep it.
+    slots = {"max_concurrency": batch_size or 1}
+    work(queue, handle, concurrency=1, batch_size=batch_size, subscriber_options=slots)
     expect(engine, queue, EXPECTED)
     assert handled == Counter(list(ACTS))  # Once each: no batch fell apart.
     changed = {name for name in ACTS if "elsewhere" not in name and "another" not in name}
     assert sorted(bodies(engine, queue)) == sorted(
-        f"{name}!" if name in changed else name for name in ACTS
+        f"{name}!" if name in changed else name for name in ACTS.keys() - CANCELLED.keys()
     )
 
 
@@ -236,6 +254,43 @@ def test_a_handler_may_work_on_after_it_has_settled_its_message_elsewhere(
     assert handled == [0]
 
 
+def test_a_message_that_others_have_settled_keeps_no_slot(
+    engine: Engine, queue: type[Any], work: Work
+) -> None:
+    def handle(message: Any, session: Session) -> None:
+        if message.body == "first":
+            with Session(session.get_bind()) as other, other.begin():
+                other.scalars(select(queue).where(queue.id == message.id)).one().ack(other)
+
+    enqueue(engine, queue(body="first"), queue(body="second", priority=101))
+    work(queue, handle, concurrency=1, subscriber_options={"max_concurrency": 1})
+    expect(engine, queue, {"first": "acked", "second": "acked"})
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+def test_a_grouped_settlement_that_a_handler_does_not_wait_for_is_respected(
+    engine: Engine, queue: type[Any], work: Work, monkeypatch: pytest.MonkeyPatch, raises: bool
+) -> None:
+    monkeypatch.setattr(batcher, "LINGER", 0.3)  # The handler ends before the group commits.
+
+    def handle(message: Any, session: Session) -> None:
+        subscriber = worker._worker._subscriber
+        message.body += "!"
+        session.flush()
+        {
+            "ack": lambda: subscriber.ack(message),
+            "fail": lambda: subscriber.fail(message, "by itself"),
+            "retry": lambda: subscriber.retry(message, HOUR),
+        }[message.body.removesuffix("!")]()
+        if raises:
+            raise LookupError("no")
+
+    worker = work(queue, handle)
+    enqueue(engine, *(queue(body=name) for name in ("ack", "fail", "retry")))
+    expect(engine, queue, {"ack": "acked", "fail": "dead: by itself", "retry": "retried"})
+    assert all(body.endswith("!") != raises for body in bodies(engine, queue))
+
+
 def test_a_lease_of_another_message_that_is_lost_is_a_failure_like_any_other(
     engine: Engine, queue: type[Any], work: Work
 ) -> None:
@@ -265,4 +320,6 @@ def test_drain_respects_what_a_handler_settles_itself(
         session.add_all([queue(body=name) for name in names])
     handled = drain(queue, sessions, act, retry=RetryPolicy(max_attempts=1))
     assert sorted(message.body for message in handled) == sorted(names)
-    assert states(sessions.kw["bind"], queue) == {name: EXPECTED[name] for name in names}
+    assert states(sessions.kw["bind"], queue) == {
+        name: EXPECTED[name] for name in names if name not in CANCELLED
+    }

@@ -22,7 +22,7 @@ from tests.backends import enqueue, make_queue_class
 from tests.servers import server_url
 
 
-@pytest.fixture(params=["mysql", "grpc"])
+@pytest.fixture(params=["pymysql", "grpc"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine of the sharded keyspace, over each of vtgate's protocols."""
     url = server_url("sharded")

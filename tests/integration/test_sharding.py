@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -20,17 +21,23 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqla_vitess_messages import (
     InvalidArgument,
     InvalidQueue,
     MessageQueueError,
+    Periodic,
     Pull,
     QueueOptions,
+    Scheduler,
     Subscriber,
+    Topic,
     random_id,
 )
+from sqla_vitess_messages.cli.check import check_queues
+from sqla_vitess_messages.rows.lease import lease_of
+from sqla_vitess_messages.table.ticks import TICKS
 from sqla_vitess_messages.transports.shards import choose_shards
 from sqla_vitess_messages.vitess.vschema import (
     AddSequence,
@@ -173,9 +180,9 @@ def test_settlements_of_many_are_grouped_by_shard(
     engine: Engine, queue: type[Any], action: str
 ) -> None:
     messages = received(engine, queue, 60)
-    users_by_shard = {m._lease.shard: set() for m in messages}
+    users_by_shard = {lease_of(m).shard: set() for m in messages}
     for message in messages:
-        users_by_shard[message._lease.shard].add(message.user_id)
+        users_by_shard[lease_of(message).shard].add(message.user_id)
     assert users_by_shard.keys() == {"sharded:-80", "sharded:80-"}
     statements: list[Any] = []
 
@@ -202,7 +209,7 @@ def test_a_subscriber_may_receive_from_one_shard(engine: Engine, queue: type[Any
     for shards in (["-80"], ["80-"]):
         with Subscriber(queue, engine, transport=Pull(shards=shards)) as subscriber:
             got = list(iter(lambda s=subscriber: s.get(1), None))
-            assert {m._lease.shard for m in got} == {f"sharded:{shards[0]}"}
+            assert {lease_of(m).shard for m in got} == {f"sharded:{shards[0]}"}
             with Session(engine) as session, session.begin():
                 queue.ack_all(session, got)
             counts.append(len(got))
@@ -352,3 +359,39 @@ def test_a_queue_may_be_sharded_by_several_columns(
     base.metadata.drop_all(engine)
     with engine.connect() as connection:
         alter_vschema(connection, DropVindex(vindex))
+
+
+def test_periodic_messages_are_refused_with_the_reason(
+    engine: Engine, base: type[DeclarativeBase]
+) -> None:
+    poll = Periodic("poll", timedelta(seconds=1), lambda _tick: None)
+    options = QueueOptions(shard_by="tenant", vindex="hash")
+    queue = make_queue_class(options, base=base)
+    for _ in range(2):  # The table of last ticks hinders nobody.
+        base.metadata.create_all(engine)
+    with pytest.raises(InvalidArgument, match="the keyspace is sharded, where a message and"):
+        Scheduler(sessionmaker(engine), [poll]).start()
+    with engine.connect() as connection:
+        findings = check_queues(connection, [queue.__table__])
+    [finding] = [finding for finding in findings if finding.table == TICKS.name]
+    assert not finding.is_error
+    base.metadata.drop_all(engine)
+
+
+def test_an_event_is_published_to_the_shards_of_its_messages(
+    engine: Engine, base: type[DeclarativeBase]
+) -> None:
+    class Joined(Topic):
+        user_id: Mapped[int] = mapped_column(BigInteger)
+
+    options = QueueOptions(shard_by="user_id", vindex="hash")
+    abstract: Any = type("Abstract", (Joined, base), {"__abstract__": True})
+    queue = make_queue_class(options, base=abstract)
+    base.metadata.create_all(engine)
+    try:
+        with Session(engine) as session, session.begin():
+            Joined.publish_all(session, [Joined(user_id=number) for number in range(20)])
+        with Session(engine) as session:
+            assert sorted(session.scalars(select(queue.user_id))) == list(range(20))
+    finally:
+        base.metadata.drop_all(engine)

@@ -1,4 +1,4 @@
-"""SQLite: transactions that begin with a savepoint, and a database that is locked."""
+"""SQLite: transactions that begin with a savepoint or a WITH, and a database that is locked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Engine, create_engine, func, insert, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    Engine,
+    create_engine,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.util import await_only
@@ -32,6 +43,7 @@ from tests.sqlite_engines import (
 )
 
 DEFAULT, BEGIN = KINDS[0], next(kind for kind in KINDS if kind.recipe == "engine")
+ONCE = RetryPolicy(max_attempts=1)
 QUICK = RetryPolicy(max_attempts=3, min_delay=0.01, max_delay=0.02)
 
 
@@ -169,6 +181,82 @@ def test_a_handler_that_begins_with_a_savepoint_and_fails_has_no_effect(
     assert bench.count(bench.Account) == 0
 
 
+def with_update(bench: Bench) -> Any:
+    chosen = select(bench.Account.id).cte("chosen")
+    return (
+        update(bench.Account)
+        .where(bench.Account.id.in_(select(chosen.c.id)))
+        .values(balance=bench.Account.balance + 1)
+        .execution_options(synchronize_session=False)
+    )
+
+
+@with_drivers(*KINDS)
+def test_a_rollback_undoes_a_statement_with_a_cte_that_came_first(
+    bench: Bench, kind: Kind, driver: str | None
+) -> None:
+    def transact(engine: Engine) -> None:
+        for statement, values in statements:
+            with Session(engine) as session:
+                session.connection().execute(statement, values)
+                session.rollback()
+
+    table = bench.queue.__table__
+    source = select((bench.Account.id + 1).label("id"), literal("rolled back").label("body")).cte()
+    statements: list[tuple[Any, Any]] = [
+        (with_update(bench), {}),
+        (insert(table).from_select(["id", "body"], select(source.c.id, source.c.body)), {}),
+        (delete(bench.Account).where(bench.Account.id.in_(select(source.c.id - 1))), {}),
+        (text("/* a */ -- b\n with a as (select 1) update account set balance = :balance"),
+         [{"balance": 2}, {"balance": 3}]),
+    ]  # fmt: skip
+    with bench.plain.begin() as connection:
+        connection.execute(insert(bench.Account).values(id=1, balance=0))
+    with kind.engine(bench.url, driver) as engine:
+        run(engine, transact)
+    assert (bench.count(bench.queue), bench.balance()) == (0, 0)
+
+
+@with_drivers(DEFAULT)
+def test_a_handler_that_begins_with_a_cte_and_fails_has_no_effect(
+    bench: Bench, kind: Kind, driver: str | None
+) -> None:
+    def handle(_message: Any, session: Session) -> None:
+        session.execute(with_update(bench))
+        raise ValueError("fails afterwards")
+
+    bench.enqueue()
+    with bench.plain.begin() as connection:
+        connection.execute(insert(bench.Account).values(id=1, balance=0))
+    with kind.engine(bench.url, driver) as engine:
+        bench.work(engine, handle, lambda: bench.stats().dead)
+    assert bench.balance() == 0
+
+
+@with_drivers(DEFAULT)
+def test_what_only_reads_or_can_be_in_no_transaction_begins_none(
+    bench: Bench, kind: Kind, driver: str | None
+) -> None:
+    """A read that holds a transaction open keeps others from writing, and has an old snapshot."""
+
+    def transact(engine: Engine) -> None:
+        with engine.connect() as connection:
+            for statement in statements:
+                connection.execute(text(statement)).close()
+                assert not is_in_transaction(connection), statement
+
+    statements = [
+        "SELECT 'WITH a INSERT'",
+        "WITH a AS (SELECT 1 AS updated) SELECT replace(updated, 1, 2) FROM a",
+        "-- with an update\nSELECT 1",
+        "PRAGMA foreign_keys = ON",
+        "CREATE TABLE other (id INTEGER)",
+        "VACUUM",
+    ]
+    with kind.engine(bench.url, driver) as engine:
+        run(engine, transact)
+
+
 @with_drivers(*WITHOUT_TRANSACTIONS)
 def test_an_engine_without_transactions_is_left_as_it_is(
     bench: Bench, kind: Kind, driver: str | None
@@ -179,10 +267,13 @@ def test_an_engine_without_transactions_is_left_as_it_is(
                 session.add(bench.Account())
             assert not is_in_transaction(session.connection())
             session.rollback()
+            session.execute(with_update(bench))
+            assert not is_in_transaction(session.connection())
+            session.rollback()
 
     with kind.engine(bench.url, driver) as engine:
         run(engine, transact)
-    assert bench.count(bench.Account) == 1
+    assert bench.balance() == 1
 
 
 @pytest.mark.parametrize("driver", DRIVERS, ids=str)
@@ -225,9 +316,7 @@ print("sqlalchemy.dialects.sqlite" in sys.modules, "sqlite3" in sys.modules)
     [(CONNECTED_BEFORE, "0 False"), (NO_SQLITE, "False False")],
     ids=["an engine from before the import", "no SQLite"],
 )
-def test_nothing_but_savepoints_on_sqlite_is_touched(
-    tmp_path: Path, code: str, printed: str
-) -> None:
+def test_nothing_but_sqlite_is_touched(tmp_path: Path, code: str, printed: str) -> None:
     """A listener on the class Engine would set its ``_has_events``, and slow all statements."""
     command = [sys.executable, "-c", code, str(tmp_path / "test.db")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -255,7 +344,7 @@ def test_a_locked_database_is_no_failed_attempt(
             pay,
             lambda: bench.stats().acked + bench.stats().dead == count,
             concurrency=8,
-            retry=RetryPolicy(max_attempts=1),
+            retry=ONCE,
         )
     assert (bench.stats().acked, bench.balance()) == (count, count)
 
@@ -326,6 +415,68 @@ def test_a_failure_is_written_though_the_database_is_locked_for_a_while(
             engine,
             fail,
             lambda: bench.stats().dead,
-            retry=RetryPolicy(max_attempts=1),
+            retry=ONCE,
         )
     locking.join()
+
+
+@pytest.mark.parametrize("driver", DRIVERS, ids=str)
+@pytest.mark.parametrize("reason", ["lock", "pool"])
+def test_another_database_that_is_busy_is_a_failed_attempt(
+    bench: Bench, tmp_path: Path, driver: str | None, reason: str
+) -> None:
+    """Otherwise a message whose handler waits for itself there would be handled for ever."""
+
+    def use_other(_message: Any, _session: Session) -> None:
+        handled.append(True)
+        with other.begin() as connection:
+            connection.execute(text("CREATE TABLE t (x)"))
+
+    handled: list[bool] = []
+    options: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}
+    other = create_engine(
+        f"sqlite:///{tmp_path}/other.db",
+        connect_args={"timeout": 0.05},
+        **(options if reason == "pool" else {}),
+    )
+    bench.enqueue()
+    with other.connect() as holding, DEFAULT.engine(bench.url, driver) as engine:
+        holding.exec_driver_sql("BEGIN IMMEDIATE")
+        bench.work(engine, use_other, lambda: bench.stats().dead, retry=ONCE)
+    other.dispose()
+    assert len(handled) == 1
+
+
+def test_a_pool_that_is_used_up_costs_no_attempt(bench: Bench) -> None:
+    def pay(_message: Any, session: Session) -> None:
+        handled.append(True)
+        try:
+            session.execute(text("SELECT 1"))
+        finally:
+            holding.close()
+
+    handled: list[bool] = []
+    narrow = Kind("narrow", {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05})
+    bench.enqueue()
+    with narrow.engine(bench.url, None) as engine:
+        assert isinstance(engine, Engine)
+        holding = engine.connect()
+        bench.work(engine, pay, lambda: bench.stats().acked, retry=ONCE)
+    assert len(handled) == 2
+
+
+def test_a_handler_that_waits_for_itself_is_warned_of(
+    make_bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    def write_twice(_message: Any, session: Session) -> None:
+        session.add(bench.Account())
+        session.flush()
+        with session.get_bind().connect() as connection:  # type: ignore[union-attr]
+            connection.execute(insert(bench.Account))
+
+    bench = make_bench(ack_wait=1)
+    bench.enqueue()
+    impatient = Kind("impatient", {"connect_args": {"timeout": 0.05}})
+    with impatient.engine(bench.url, None) as engine:
+        bench.work(engine, write_twice, lambda: "its own session holds; rel" in caplog.text)
+    assert bench.stats().dead == 0

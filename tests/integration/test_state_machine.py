@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from sqlalchemy import BigInteger, Column, Engine, Table, delete, event, insert,
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sqla_vitess_messages import AlreadySettled, LeaseLost, clock
+from sqla_vitess_messages.failures import MessageFailuresMixin
 from sqla_vitess_messages.rows.backoff import longest_backoff
 from sqla_vitess_messages.rows.epochs import GENERATION
 from sqla_vitess_messages.rows.states import DEAD
@@ -48,6 +50,7 @@ class Row:
     time_next: int
     epoch: int = 0
     acked: bool = False
+    failed_epoch: int | None = None
     fences: set[int] = field(default_factory=set)
 
     @property
@@ -57,6 +60,15 @@ class Row:
     @property
     def attempts(self) -> int:
         return self.epoch % GENERATION
+
+    def state(self, now: int) -> str:
+        if self.acked or self.dead:
+            return "acked" if self.acked else "dead"
+        if self.time_next <= now:
+            return "ready"
+        if self.attempts == 0:
+            return "scheduled"
+        return "retrying" if self.failed_epoch == self.epoch else "leased"
 
 
 @dataclass
@@ -87,6 +99,19 @@ class Clock:
                 cursor.execute("SET timestamp = %s", (Decimal(self.now) / 10**9,))
 
         event.listen(engine, "checkout", set_time)
+
+
+def run_machine(make: Callable[[], RuleBasedStateMachine], max_examples: int = 40) -> None:
+    """Run a state machine: so many histories of up to 40 steps each."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        make,
+        settings=settings(
+            max_examples=max_examples,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 class Queue(RuleBasedStateMachine):
@@ -133,12 +158,12 @@ class Queue(RuleBasedStateMachine):
     @rule(target=held, who=st.integers(0, 1), limit=st.integers(1, 5))
     def receive(self, who: int, limit: int) -> Any:
         leaser = self.leasers[who]
-        leaser._priorities_until = 0.0
+        leaser._due._priorities_until = 0.0
         due = [r for r in self.rows.values() if not r.acked and r.time_next < self.clock.now]
-        expected = sorted((row.priority, -row.time_next) for row in due)[:limit]
+        expected = sorted((row.priority, row.time_next) for row in due)[:limit]
         messages = leaser.lease(limit).messages
         got = [self.rows[message.id] for message in messages]
-        assert [(row.priority, -row.time_next) for row in got] == expected
+        assert [(row.priority, row.time_next) for row in got] == expected
         for message, row in zip(messages, got, strict=True):
             assert message.epoch == row.epoch
             row.epoch += 1
@@ -181,13 +206,14 @@ class Queue(RuleBasedStateMachine):
     @rule(held=held, commit=committed)
     def fail(self, held: Held, commit: bool) -> None:
         def died(row: Row) -> None:
-            row.time_next = DEAD
+            row.time_next, row.failed_epoch = DEAD, row.epoch
 
         self.postpone(held, commit, held.message.fail, died, settles=True)
 
     @rule(held=held, commit=committed, delay=st.none() | seconds)
     def retry(self, held: Held, commit: bool, delay: float | None) -> None:
         def postponed(row: Row) -> None:
+            row.failed_epoch = row.epoch
             if delay is None:
                 self.copy_time(held.message, row, 0)
             else:
@@ -270,6 +296,39 @@ class Queue(RuleBasedStateMachine):
                     row.time_next = self.clock.now
                     row.epoch = (row.epoch // GENERATION + 1) * GENERATION
 
+    @rule(priority=st.sampled_from([1, 50]), delay=st.none() | seconds, commit=committed)
+    def reschedule(self, priority: int, delay: float | None, commit: bool) -> None:
+        now = self.clock.now
+        movable = [
+            row
+            for row in self.rows.values()
+            if row.priority == priority and row.state(now) in ("ready", "scheduled", "retrying")
+        ]
+        where = self.model.priority == priority
+        with Session(self.engine) as session:
+            if delay is None:
+                assert self.model.run_now(session, where) == len(movable)
+            else:
+                changed = self.model.reschedule(session, where, deliver_in=delay)
+                assert changed == len(movable)
+            if commit:
+                session.commit()
+                for row in movable:
+                    row.time_next = now + int((delay or 0) * 10**9)
+                    row.epoch += GENERATION if row.attempts else 0
+                    row.failed_epoch = row.epoch
+
+    @rule(held=held, commit=committed)
+    def cancel(self, held: Held, commit: bool) -> None:
+        message_id = held.message.id
+        row = self.rows.get(message_id)
+        with Session(self.engine) as session:
+            expected = int(row is not None and not row.acked)
+            assert self.model.cancel(session, [message_id]) == expected
+            if commit and expected:
+                session.commit()
+                del self.rows[message_id]
+
     @invariant()
     def the_table_is_as_the_model_says(self) -> None:
         columns = self.model.__table__.c
@@ -298,6 +357,17 @@ class Queue(RuleBasedStateMachine):
         assert stats.leased == sum(row.attempts > 0 for row in waiting)
         assert stats.ready == len(rows) - stats.dead - len(waiting)
 
+    @invariant()
+    def the_states_agree(self) -> None:
+        with Session(self.engine) as session:
+            found = dict(session.execute(select(self.model.id, self.model.state)).all())
+            instances = {
+                message.id: message.state for message in session.scalars(select(self.model))
+            }
+        expected = {id_: row.state(self.clock.now) for id_, row in self.rows.items()}
+        assert found == expected
+        assert instances == expected
+
 
 @pytest.fixture
 def moved(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Clock:
@@ -313,8 +383,8 @@ def leasers(
     make_queue: MakeQueue, url: str, moved: Clock
 ) -> Iterator[tuple[type[Any], Table, list[Any]]]:
     """A queue, the table of its effects, and the leasers of two receiving processes."""
-    base = type("Base", (DeclarativeBase,), {})
-    effects = Table("effects", base.metadata, Column("message_id", BigInteger))
+    base = type("Base", (MessageFailuresMixin, DeclarativeBase), {})
+    effects = Table(f"effects_{token_hex(6)}", base.metadata, Column("message_id", BigInteger))
     model = make_queue(base=base, ack_wait=5, min_backoff=1, max_backoff=60, purge_after=HOUR / 2)
     engines = [dedicated_engine(url) for _ in range(2)]
     for engine in engines:
@@ -329,12 +399,4 @@ def leasers(
 def test_any_history_agrees_with_the_model(
     engine: Engine, moved: Clock, leasers: tuple[type[Any], Table, list[Any]]
 ) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Queue(moved, engine, *leasers),
-        settings=settings(
-            max_examples=40,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(lambda: Queue(moved, engine, *leasers))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, MetaData, select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from sqla_vitess_messages import Discard, QueueOptions, Retry, RetryPolicy, testing
+from sqla_vitess_messages import Discard, QueueOptions, Retry, RetryPolicy
+from sqla_vitess_messages.aio import testing as aio_testing
+from sqla_vitess_messages.receiving import draining
 from sqla_vitess_messages.testing import Clock, assert_enqueued, drain, enqueued, travelling_clock
 from tests.backends import make_queue_class
 
@@ -41,6 +46,9 @@ def test_what_a_session_enqueued_can_be_asserted(
         assert len(assert_enqueued(session, queue, count=2, body="b")) == 2
         assert_enqueued(session, queue, count=0, body="c")
         assert len(enqueued(session, queue)) == 3
+        message.fail(session)
+        assert_enqueued(session, queue, count=0, body="a")
+        assert len(enqueued(session, queue)) == 2
         with pytest.raises(AssertionError, match=r"found 0. There are:\n  Message\(body='"):
             assert_enqueued(session, queue, body="c")
         session.rollback()
@@ -113,7 +121,7 @@ def test_drain_notices_that_it_never_ends(
     def breed(_message: Any, session: Session) -> None:
         session.add(queue())
 
-    monkeypatch.setattr(testing, "MOST", 20)
+    monkeypatch.setattr(draining, "MOST", 20)
     with sessions.begin() as session:
         session.add(queue())
     with pytest.raises(AssertionError, match="still messages of Message after 20"):
@@ -148,3 +156,51 @@ def test_drain_works_inside_a_transaction_that_the_test_rolls_back(
         transaction.rollback()
     with sessions() as session:
         assert session.scalars(select(queue)).all() == []
+
+
+def test_coroutines_are_drained_too(queue: type[Any], tmp_path: Path) -> None:
+    async def handle(message: Any, session: AsyncSession) -> None:
+        await asyncio.sleep(0)
+        if message.body == "bad":
+            raise Retry(delay=60)
+        if message.body == "first":
+            session.add(queue(body="follows"))
+
+    async def test() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+        sessions = async_sessionmaker(engine, expire_on_commit=False)
+        async with engine.begin() as connection:
+            await connection.run_sync(queue.metadata.create_all)
+        async with sessions.begin() as session:
+            session.add_all([queue(body="first"), queue(body="bad", priority=60)])
+            assert len(await session.run_sync(enqueued, queue)) == 2
+            await session.run_sync(assert_enqueued, queue, body="first")
+        drained = await aio_testing.drain(queue, sessions, handle, retry=RetryPolicy())
+        assert [message.body for message in drained] == ["first", "follows"]
+        async with sessions() as session:
+            [left] = await session.run_sync(assert_enqueued, queue, body="bad")
+            assert left.attempts == 1
+        await engine.dispose()
+
+    asyncio.run(test())
+
+
+def test_an_error_of_a_coroutine_leaves_the_message_ready(queue: type[Any], tmp_path: Path) -> None:
+    async def handle(_message: Any, _session: AsyncSession) -> None:
+        raise ZeroDivisionError
+
+    async def test() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+        sessions = async_sessionmaker(engine)
+        async with engine.begin() as connection:
+            await connection.run_sync(queue.metadata.create_all)
+        async with sessions.begin() as session:
+            session.add(queue(body="x"))
+        with pytest.raises(ZeroDivisionError):
+            await aio_testing.drain(queue, sessions, handle)
+        async with sessions() as session:
+            stats = await session.run_sync(queue.stats)
+        assert stats.ready == 1
+        await engine.dispose()
+
+    asyncio.run(test())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import BigInteger, Engine, String, select, update
+from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqla_vitess_messages import (
@@ -47,7 +48,7 @@ class Bench:
             pass
 
         fail_reason = mapped_column(String(60))
-        self.queue = make_queue(Base, {"fail_reason": fail_reason}, ack_wait=2)
+        self.queue = make_queue(Base, {"fail_reason": fail_reason}, ack_wait=3)
 
         class Effect(Base):
             __tablename__ = f"effect_of_{self.queue.__tablename__}"
@@ -201,7 +202,7 @@ def test_a_long_handler_keeps_its_lease(bench: Bench) -> None:
 
     def handle_slowly(message: Any, session: Session) -> None:
         handled.append(message.epoch)
-        time.sleep(7)  # A lease lasts 2 s, and its backoff adds 0.3 at most.
+        time.sleep(7)  # A lease lasts 3 s, and its backoff adds 0.3 at most.
         bench.apply(message, session)
 
     bench.enqueue("long")
@@ -363,6 +364,32 @@ def test_an_error_raised_in_the_block_of_a_worker_takes_precedence(bench: Bench)
     with pytest.raises(ZeroDivisionError):
         work()
     assert not subscriber.is_open
+
+
+def test_what_makes_no_session_is_refused(bench: Bench) -> None:
+    subscriber = Subscriber(bench.queue, bench.url, **bench.backend.options)
+    for factory, made in (
+        (async_sessionmaker(), "AsyncSession"),
+        (bench.sessions.begin, "Session object"),
+        (bench.engine.begin, "Connection"),
+        (object, "object"),
+    ):
+        worker = Worker(subscriber, bench.apply, factory)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgumentType, match=f"session_factory=.* it made .*{made}"):
+            worker.start()
+
+
+def test_a_subscriber_of_another_worker_is_refused(bench: Bench) -> None:
+    subscriber = Subscriber(bench.queue, bench.url, **bench.backend.options)
+    second = Worker(subscriber, bench.apply, bench.sessions)
+    with Worker(subscriber, bench.apply, bench.sessions):
+        with pytest.raises(InvalidArgument, match=r"subscriber=.*another worker has it"):
+            second.start()
+        bench.enqueue("one")
+        bench.settled(1)
+    with subscriber, second:
+        bench.enqueue("two")
+        bench.settled(2)
 
 
 def test_run_ends_when_asked_to(bench: Bench) -> None:

@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import alembic.config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, MetaData, Table, create_engine, inspect
+from sqlalchemy import Engine, MetaData, Table, create_engine, inspect, select
 from sqlalchemy.exc import OperationalError
+
+from tests.backends import eventually
 
 _MODELS = """\
 from sqlalchemy import *
@@ -148,6 +151,19 @@ class Project:
             print(error)
             return False
         return True
+
+    def wait_until_known(self, model: Any) -> None:
+        """Wait until the server knows each column: vtgate learns of a new one after a moment."""
+
+        def is_known() -> bool:
+            with self.engine.connect() as connection:
+                try:
+                    connection.execute(select(model.__table__)).all()
+                except OperationalError:
+                    return False
+                return True
+
+        eventually(is_known)
 
     def _scripts(self) -> list[Path]:
         return list((self.folder / "migrations" / "versions").glob("*.py"))

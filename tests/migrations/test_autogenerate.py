@@ -11,10 +11,11 @@ import pytest
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import MetaData, Table, inspect, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.schema import SetTableComment
 
-from sqla_vitess_messages import QueueOptions
+from sqla_vitess_messages import QueueOptions, Scheduler
+from sqla_vitess_messages.table import ticks
 from tests.migrations.project import CommandFailed, Project
 from tests.servers import server_url
 
@@ -411,3 +412,39 @@ def test_a_conversion_of_sqlite_says_that_it_needs_a_database(project: Project) 
     new, old = project.heads()
     with pytest.raises(CommandFailed, match="without --sql"):
         project.alembic("upgrade", f"{old}:{new}", "--sql")
+
+
+PERIODIC = (
+    WELCOME
+    + """
+from datetime import timedelta
+from sqla_vitess_messages import Periodic
+
+poll = Periodic("poll", timedelta(minutes=5), lambda tick: None)
+"""
+)
+
+
+def test_the_table_of_last_ticks_is_created_once_and_never_dropped(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = project.write_models(PERIODIC)
+    script = project.revision()
+    assert "op.create_table('message_queue_ticks'," in script
+    project.alembic("upgrade", "head")
+    assert project.is_up_to_date()
+    with Scheduler(sessionmaker(project.engine), [models.poll]):
+        pass
+    # env.py may not import what is scheduled.
+    monkeypatch.setattr(ticks, "_registry", ticks._Registry())
+    project.write_models(WELCOME)
+    assert project.is_up_to_date()
+
+
+@pytest.mark.parametrize(("project", "is_created"), [("mysql", True), ("sharded", False)],
+                         indirect=["project"])  # fmt: skip
+def test_a_sharded_keyspace_needs_no_table_of_last_ticks(
+    project: Project, is_created: bool
+) -> None:
+    project.write_models(PERIODIC)
+    assert ("'message_queue_ticks'" in project.revision()) == is_created

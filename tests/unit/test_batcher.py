@@ -202,7 +202,7 @@ def test_equal_changes_are_one_statement(connect: Callable[..., Any]) -> None:
         pending(3, Change("fail", reason="b")),
         pending(4, Change("retry", delay=5)),
         pending(5, Change("fail", reason="a")),
-        pending(6, Change("retry")),
+        pending(6, Change("retry", reason="c")),
     ]
     settle_together(MODEL, database, group)
     assert database.committed == [
@@ -210,8 +210,8 @@ def test_equal_changes_are_one_statement(connect: Callable[..., Any]) -> None:
             ("ack", [0, 2]),
             ("fail", [1, 5], "a"),
             ("fail", [3], "b"),
-            ("retry", [4], 5),
-            ("retry", [6], None),
+            ("retry", [4], 5, None),
+            ("retry", [6], None, "c"),
         ]
     ]
     assert results(group) == [None] * 7

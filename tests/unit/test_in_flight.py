@@ -15,7 +15,7 @@ from sqlalchemy import MetaData, Table
 from sqla_vitess_messages.events import Dead, Delivered, LeaseExpired, Outcome, Settled
 from sqla_vitess_messages.receiving.in_flight import COMMIT_POLL_INTERVAL, InFlight
 from sqla_vitess_messages.rows.epochs import GENERATION
-from sqla_vitess_messages.rows.lease import Lease, Settling
+from sqla_vitess_messages.rows.lease import Lease, Settling, give_lease, lease_of
 
 LONG = 1000.0
 """Seconds that no test lasts."""
@@ -34,7 +34,9 @@ class FakeCommit:
 def message(id_: int, *, epoch: int = 0, usable: float = LONG, expires: float = LONG) -> Any:
     """Return a message whose lease ends in so many seconds."""
     now = time.monotonic()
-    return SimpleNamespace(id=id_, _lease=Lease((id_,), epoch, now + usable, now + expires))
+    made: Any = SimpleNamespace(id=id_, _sa_instance_state=SimpleNamespace(info={}))
+    give_lease(made, Lease((id_,), epoch, now + usable, now + expires))
+    return made
 
 
 def messages(count: int) -> list[Any]:
@@ -44,9 +46,8 @@ def messages(count: int) -> list[Any]:
 def settle(*settled: Any, outcome: Outcome = "ack") -> FakeCommit:
     """Begin the commit of settlements."""
     commit = FakeCommit()
-    settling = Settling(
-        outcome, [message._lease for message in settled], Table("queue", MetaData())
-    )
+    leases = [lease for message in settled if (lease := lease_of(message)) is not None]
+    settling = Settling(outcome, leases, Table("queue", MetaData()))
     Lease.settle(settling, commit)  # type: ignore[arg-type]
     return commit
 

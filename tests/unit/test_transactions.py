@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, create_engine, event
@@ -95,6 +98,32 @@ def test_only_engines_with_pending_calls_are_listened_to(connection: Connection)
     assert not event.contains(engine, "commit", transactions._on_commit)
     call_at_commit(connection, lambda _none, _commit: None, None)
     assert event.contains(engine, "commit", transactions._on_commit)
+
+
+def test_threads_that_use_an_engine_first_wait_until_it_is_listened_to(
+    tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a thread that commits meanwhile misses the end of its transaction."""
+    engine = create_engine(f"sqlite:///{tmp_path}/test.db")
+    listen = event.listen
+
+    def commit() -> None:
+        with engine.connect() as connection, connection.begin():
+            call_at_commit(connection, calls.record, "a")
+
+    def listen_slowly(target: Any, name: str, function: Any) -> None:
+        if name == "commit" and not others:
+            others.append(threading.Thread(target=commit))
+            others[0].start()
+            others[0].join(0.1)  # It commits now, unless it waits.
+        listen(target, name, function)
+
+    others: list[threading.Thread] = []
+    monkeypatch.setattr(event, "listen", listen_slowly)
+    commit()
+    others[0].join()
+    engine.dispose()
+    assert calls == ["a", "a"]
 
 
 def test_a_commit_is_over_when_the_server_has_answered(connection: Connection) -> None:

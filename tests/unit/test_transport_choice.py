@@ -45,7 +45,18 @@ def engine(url: str) -> Engine:
     ],
 )
 def test_a_name_or_an_object_chooses_the_transport(url: str, transport: Any, chosen: Any) -> None:
-    assert check_transport(engine(url), transport) == chosen
+    table = make_queue_class(QueueOptions()).__table__
+    assert check_transport(engine(url), transport, table) == chosen
+
+
+@pytest.mark.parametrize("url", ["sqlite:///a.db", MYSQL, GRPC])
+def test_an_ordered_queue_is_pulled_from(url: str) -> None:
+    ordered = make_queue_class(QueueOptions(ordered_by="body")).__table__
+    for transport in ("auto", "pull"):
+        assert check_transport(engine(url), transport, ordered) == Pull()  # type: ignore[arg-type]
+    for refused in (Stream(), Grpc("host:15991")):
+        with pytest.raises(InvalidArgument, match="is ordered by body, and a stream brings"):
+            check_transport(engine(url), refused, ordered)
 
 
 @pytest.mark.parametrize(

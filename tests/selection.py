@@ -1,0 +1,128 @@
+"""Which tests a run leaves out, because others test the same code, and which depend on Vitess.
+
+A test that is marked ``matrix`` repeats another one on a further backend.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+
+import pytest
+
+from tests.backends import BACKENDS, Backend
+
+__all__ = ["mark"]
+
+ON_EACH_VITESS = (
+    "chaos",
+    "migrations",
+    "test_change.py",
+    "test_check.py",
+    "test_dead.py",
+    "test_delivery.py",
+    "test_max_concurrency.py",
+    "test_ordered.py",
+    "test_pause.py",
+    "test_shard_transactions.py",
+    "test_sharding.py",
+    "test_states.py",
+    "test_subscriber.py",
+)
+"""The folders and modules whose tests depend on the version of Vitess."""
+
+SAME_ON_EACH_BACKEND = (
+    "test_change.py",
+    "test_dead.py",
+    "test_events.py",
+    "test_failures.py",
+    "test_fences.py",
+    "test_grouped.py",
+    "test_hooks.py",
+    "test_inserts.py",
+    "test_instances.py",
+    "test_lost_connections.py",
+    "test_mappings.py",
+    "test_ordered.py",
+    "test_own_settlements.py",
+    "test_settlement_faults.py",
+    "test_states.py",
+    "test_topics.py",
+    "test_unique.py",
+    "test_unloadable_rows.py",
+    "test_wait.py",
+)
+"""The modules whose tests are about code that all transports share.
+
+Each test runs on SQLite and on one of :data:`SERVERS`. Which one, is dealt out by the test's name:
+so each of them runs its share of every module.
+"""
+
+SERVERS = ("mysql", "vitess-sharded", "vitess-grpc-asyncio")
+
+NAMES = {backend.name for backend in BACKENDS}
+"""The backends without those that differ from another one by the server only."""
+
+SAME_AS = {
+    "vitess": {"mysql", "vitess-sharded"},
+    "vitess-asyncio": {"vitess-grpc-asyncio"},
+}
+"""Backends, and those that together run all of their code."""
+
+
+def mark(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Mark what depends on the version of Vitess, and what repeats another test.
+
+    :return: the tests to deselect in every run. They run with an asyncio driver, but neither
+        receive nor schedule: to the rest that makes no difference.
+    """
+    backends_of = defaultdict(set)
+    for item in items:
+        if (backend := _backend_of(item)) is not None:
+            backends_of[_name_without_backend(item)].add(backend.name)
+    for item in items:
+        if set(ON_EACH_VITESS).intersection(item.path.parts) and not _is_of_other_server(item):
+            item.add_marker("vitess")
+        backend = _backend_of(item)
+        if backend is not None:
+            name = _name_without_backend(item)
+            if _repeats(item, backend.name, name, backends_of[name]):
+                item.add_marker("matrix")
+    return [item for item in items if _is_only_synchronous(item)]
+
+
+def _repeats(item: pytest.Item, backend: str, name: str, backends: set[str]) -> bool:
+    if item.path.name in SAME_ON_EACH_BACKEND:
+        servers = [server for server in SERVERS if server in backends]
+        dealt = servers[zlib.crc32(name.encode()) % len(servers)] if servers else None
+        return bool(servers) and backend not in ("sqlite", dealt)
+    return backend not in NAMES or (backend in SAME_AS and SAME_AS[backend] <= backends)
+
+
+def _name_without_backend(item: pytest.Item) -> str:
+    """Return what a test has in common with the same test on other backends."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    others = [f"{name}={value}" for name, value in parameters.items() if name != "backend"]
+    return f"{item.path.name}::{item.name.partition('[')[0]} {others}"
+
+
+def _is_of_other_server(item: pytest.Item) -> bool:
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    servers = [
+        value.server or "sqlite" if isinstance(value, Backend) else value for value in values
+    ]
+    return any(server in ("sqlite", "mysql", "mariadb") for server in servers)
+
+
+def _is_only_synchronous(item: pytest.Item) -> bool:
+    backend = _backend_of(item)
+    uses = getattr(item, "fixturenames", ())
+    return bool(
+        backend and backend.driver and not {"subscribe", "work", "schedulers"}.intersection(uses)
+    )
+
+
+def _backend_of(item: pytest.Item) -> Backend | None:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    backend = parameters.get("backend")
+    return backend if isinstance(backend, Backend) else None
