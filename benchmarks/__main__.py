@@ -16,7 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import embedded, footprint, growth, latency, shard, vitess
+from benchmarks import (
+    embedded,
+    footprint,
+    growth,
+    latency,
+    ordered,
+    shard,
+    unique,
+    vitess,
+)
 from benchmarks.figures import HEAD, QUICK, Figure
 from tools.vitess import Cluster, MySQL, install, temporary
 
@@ -40,10 +49,13 @@ SUITES: dict[str, Callable[[Servers], Iterator[Figure]]] = {
     "shard": lambda servers: shard.measure(servers.cluster),
     "latency": lambda servers: latency.measure(servers.cluster),
     "layouts": lambda servers: vitess.layouts(servers.cluster),
+    "sqlite latency": lambda servers: latency.measure_sqlite(servers.folder),
     "sqlite": lambda servers: embedded.measure_sqlite(servers.folder),
     "mysql": lambda servers: embedded.measure_mysql(servers.mysql.url),
     "drivers": lambda servers: embedded.drivers(servers.mysql.url),
     "growth": lambda servers: growth.measure(servers.folder, servers.mysql.url),
+    "ordered": lambda servers: ordered.measure(servers.folder, servers.mysql.url),
+    "unique": lambda servers: unique.measure(servers.folder, servers.mysql.url),
     "footprint": lambda servers: footprint.measure(servers.folder),
 }
 

@@ -21,10 +21,14 @@ def scaled(count: int) -> int:
 
 @dataclass(frozen=True)
 class Goal:
-    """The bound of a ratio: a minimum, or, where less is better, a maximum."""
+    """The bound of a ratio: a minimum, or, where less is better, a maximum.
+
+    :param limit: what bounds the ratio, to show where the goal is missed.
+    """
 
     bound: float
     at_most: bool = False
+    limit: str = ""
 
     def __str__(self) -> str:
         return f"{'≤' if self.at_most else '≥'} {self.bound:g}"
@@ -77,6 +81,8 @@ class Figure:
         median = statistics.median(self.values)
         goal = "reported" if self.goal is None else f"{self.goal}"
         result = {True: "met", False: "**missed**", None: ""}[self.met]
+        if self.met is False and self.goal is not None and self.goal.limit:
+            result += f": {self.goal.limit}"
         cells = [
             self.name,
             f"{as_text(median)} ({as_text(min(self.values))}–{as_text(max(self.values))})",

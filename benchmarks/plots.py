@@ -10,10 +10,20 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.figures import Figure, as_text
 
 MET, MISSED, REPORTED = "#2a7f62", "#c8553d", "#8a8d91"
+
+LEGEND = [
+    Patch(color=MET, label="goal met"),
+    Patch(color=MISSED, label="goal missed"),
+    Patch(color=REPORTED, label="no goal"),
+    Line2D([], [], color="black", linewidth=2, label="the goal"),
+]
 
 
 def draw(figures: Sequence[Figure], folder: Path) -> None:
@@ -39,13 +49,16 @@ def _draw(figures: Sequence[Figure], path: Path, label: str) -> None:
         axes.annotate(f"  {figure.ratio:.2f}  ({value} {figure.unit})",
                       (end, row), va="center", fontsize=8)  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _tick: f"{ratio:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend(handles=LEGEND, loc="lower right", fontsize=8)
     low, high = axes.get_xlim()
     axes.set_xlim(low, high * 4)
     axes.margins(y=0.01)
     axes.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
     names = [f"{figure.name}\n(reference: {figure.reference})" for figure in reversed(figures)]
     axes.set_yticks(range(len(figures)), names, fontsize=7)
-    axes.set_xlabel(f"{label} (a black mark is the goal)")
+    axes.set_xlabel(label)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     picture.savefig(path, dpi=110, bbox_inches="tight")

@@ -19,8 +19,11 @@ from sqla_vitess_messages import MessageQueueMixin, QueueOptions
 BODY = "x" * 100
 
 
-def make_models(suffix: str, **options: Any) -> tuple[type[Any], type[Any]]:
-    """Return the model of a queue and that of its effects."""
+def make_models(suffix: str, *, keyed: bool = False, **options: Any) -> tuple[type[Any], type[Any]]:
+    """Return the model of a queue and that of its effects.
+
+    :param keyed: whether the messages have a column ``okey``.
+    """
     base = type("Base", (DeclarativeBase,), {})
     message = {
         "__tablename__": f"bench_{suffix}",
@@ -28,6 +31,7 @@ def make_models(suffix: str, **options: Any) -> tuple[type[Any], type[Any]]:
         "__annotations__": {"body": Mapped[str]},
         "body": mapped_column(String(255)),
         "__module__": __name__,
+        **({"okey": mapped_column(BigInteger, nullable=False)} if keyed else {}),
     }
     effect = {
         "__tablename__": f"bench_effect_{suffix}",
@@ -84,7 +88,7 @@ def _burst(url: URL, suffix: str, count: int) -> None:
 def bench(url: str | URL, *, bind: str | URL | None = None, **options: Any) -> Iterator[Bench]:
     """Create a queue's tables, and drop them at the end.
 
-    :param options: of :class:`.QueueOptions`.
+    :param options: of :class:`.QueueOptions`, and ``keyed`` of :func:`make_models`.
     """
     suffix = secrets.token_hex(4)
     url = make_url(url)
