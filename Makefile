@@ -1,20 +1,31 @@
-# make demo: the most common use, on SQLite.   make test: all tests, on real databases too.
+# make demo: the most common use, on SQLite.   make test: the tests, on real databases too.
+# make test ALL=1: also where a test repeats another on a further database or transport, an hour on two cores.
+# make test-vitess VITESS_VERSION=v0.22.1: the tests that depend on the version of Vitess.
 # make bench: all benchmarks, in twenty minutes; make bench QUICK=1: in two.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test soak bench docs lint format proto clean
+# Keep compiled modules: the tests start many processes, each of which would compile them again.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test test-vitess test-upgrade soak bench docs package lint format proto clean
 
 demo: $(VENV)/.cli
 	$(BIN)/sqla-vitess-messages demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup $(if $(ALL),-m "not soak")
+
+test-vitess: $(VENV)/.dev
+	VITESS_VERSION=$(VITESS_VERSION) $(BIN)/python -m pytest -n 3 --dist loadgroup -m vitess
+
+test-upgrade: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak tests/soak/test_upgrade.py -rP
 
 soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m soak tests/soak -rP
+	$(BIN)/python -m pytest -n 2 -m soak tests/soak/test_soak.py tests/soak/test_ordered.py -rP
 
 bench: $(VENV)/.bench
 	QUICK=$(QUICK) $(BIN)/python -m benchmarks
@@ -26,6 +37,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+package: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
