@@ -1,4 +1,5 @@
 # make demo: the most common use, on SQLite.   make test: the tests, on real databases too.
+# make test LONG=1: also those that take long, as .ci/run does.
 # make test ALL=1: also where a test repeats another on a further database or transport, an hour on two cores.
 # make test-vitess VITESS_VERSION=v0.22.1: the tests that depend on the version of Vitess.
 # make bench: all benchmarks, in twenty minutes; make bench QUICK=1: in two.
@@ -16,10 +17,10 @@ demo: $(VENV)/.cli
 	$(BIN)/sqla-vitess-messages demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 3 --dist loadgroup $(if $(ALL),-m "not soak")
+	$(BIN)/python -m pytest -n 4 --dist loadgroup $(if $(ALL),-m "not soak",$(if $(LONG),-m "not soak and not matrix"))
 
 test-vitess: $(VENV)/.dev
-	VITESS_VERSION=$(VITESS_VERSION) $(BIN)/python -m pytest -n 3 --dist loadgroup -m vitess
+	VITESS_VERSION=$(VITESS_VERSION) $(BIN)/python -m pytest -n 4 --dist loadgroup -m vitess
 
 test-upgrade: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak tests/soak/test_upgrade.py -rP

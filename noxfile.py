@@ -22,14 +22,14 @@ def tests(session: nox.Session, sqlalchemy: str) -> None:
 def lowest(session: nox.Session) -> None:
     """Run all tests with the oldest dependencies that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "--editable", ".[dev]")
-    session.run("pytest", "-n", "3", "--dist", "loadgroup", *session.posargs)
+    session.run("pytest", "-n", "4", "--dist", "loadgroup", *session.posargs)
 
 
 @nox.session(python="3.15")
 def servers(session: nox.Session) -> None:
     """Run all tests, on real database servers too."""
     session.install("--editable", ".[dev]")
-    session.run("pytest", "-n", "3", "--dist", "loadgroup", *session.posargs)
+    session.run("pytest", "-n", "4", "--dist", "loadgroup", *session.posargs)
 
 
 @nox.session(python="3.15")
@@ -38,6 +38,6 @@ def vitess(session: nox.Session, version: str) -> None:
     """Run the tests that depend on the version of Vitess, as ``make test-vitess`` does."""
     session.install("--editable", ".[dev]")
     session.run(
-        "pytest", "-n", "3", "--dist", "loadgroup", "-m", "vitess", *session.posargs,
+        "pytest", "-n", "4", "--dist", "loadgroup", "-m", "vitess", *session.posargs,
         env={"VITESS_VERSION": version},
     )  # fmt: skip

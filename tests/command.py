@@ -6,7 +6,7 @@ import json
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -17,7 +17,6 @@ from uuid import UUID
 
 from sqlalchemy import JSON, BigInteger, Engine, Interval, Numeric, String
 from sqlalchemy import Enum as EnumType
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from typer.testing import CliRunner
 
@@ -135,9 +134,6 @@ def commands_on(engine: Engine, url: str, *, is_sharded: bool) -> Iterator[Comma
     _models(module, is_sharded)
     sys.modules[module.__name__] = module
     commands = Commands(module, engine, url)
-    # The table of pauses is made by other tests too, and stays, as they may be using it.
-    with suppress(DBAPIError):
-        module.metadata.create_all(engine)
     module.metadata.create_all(engine)
     module.Others.metadata.create_all(engine)
     try:
@@ -145,6 +141,7 @@ def commands_on(engine: Engine, url: str, *, is_sharded: bool) -> Iterator[Comma
     finally:
         with Session(engine) as session, session.begin():
             commands.mail.resume(session)
+        # The table of pauses stays, as other tests may be using it.
         for model in (commands.mail, commands.bill, module.Reminder):
             model.__table__.drop(engine)
         del sys.modules[module.__name__]

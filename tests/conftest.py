@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Table, create_engine, event, inspect
-from sqlalchemy.exc import OperationalError
+import trustme
+from sqlalchemy import Engine, Table, create_engine, event
 from sqlalchemy.orm import DeclarativeBase
 
 from sqla_vitess_messages import MessageQueueMixin, QueueOptions
@@ -43,7 +43,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     urls, missing = _start_databases()
+    _trust_no_public_authority()
     os.environ[URLS] = json.dumps(urls)
+    for name, url in urls.items():
+        if not name.endswith("grpc"):
+            _create_shared_tables(url)
     if missing:
         line = f"tests that need Vitess or MySQL: this machine lacks {missing}"
         if os.environ.get("CI"):
@@ -74,7 +78,7 @@ def _start_databases() -> tuple[dict[str, str], str]:
         plain = {"mysql": mysql.url, "mariadb": mariadb.url}
         if named := os.environ.get("VITESS_URL"):
             return {**plain, "vtgate": named}, ""
-        cluster = Cluster(Path(_folder) / "cluster")
+        cluster = Cluster(Path(_folder) / "cluster", replicas=False)
         vtcombo = VtCombo(Path(_folder) / "dev")
         _running.extend([cluster, vtcombo])
         cluster.start()
@@ -91,6 +95,22 @@ def _start_databases() -> tuple[dict[str, str], str]:
         "sharded grpc": cluster.grpc(),
         "dev grpc": vtcombo.grpc(),
     }, ""
+
+
+def _trust_no_public_authority() -> None:
+    """Make up the only authority: PyMySQL loads all of them for each connection, for 20 ms."""
+    file = Path(_folder) / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(file)
+    os.environ["SSL_CERT_FILE"] = str(file)
+
+
+def _create_shared_tables(url: str) -> None:
+    """Create the tables that tests which run at the same time on one server have in common."""
+    engine = create_engine(url)
+    pausable = make_queue_class(QueueOptions(pausable=True))
+    for table in (ticks.TICKS, pausable.metadata.tables[PAUSES]):
+        table.create(engine, checkfirst=True)
+    engine.dispose()
 
 
 @pytest.hookimpl(tryfirst=True)  # Before the marks are used to select tests.
@@ -147,7 +167,7 @@ def engine(url: str, backend: Backend) -> Iterator[Engine]:
 
 
 SHARED_TABLES = (ticks.TICKS.name, PAUSES)
-"""Tables that tests which run at the same time on one server have in common, so that they stay."""
+"""The tables that no test may drop on a server."""
 
 
 @pytest.fixture
@@ -179,10 +199,7 @@ def make_queue(engine: Engine, backend: Backend) -> Iterator[Callable[..., type[
 @pytest.fixture
 def ticks_table(engine: Engine) -> Table:
     """The table of last ticks, which stays: other tests on the same server use it, too."""
-    try:
-        ticks.TICKS.create(engine, checkfirst=True)
-    except OperationalError:  # Another process has created it meanwhile.
-        assert inspect(engine).has_table(ticks.TICKS.name)
+    ticks.TICKS.create(engine, checkfirst=True)
     return ticks.TICKS
 
 

@@ -1,6 +1,7 @@
 """Which tests a run leaves out, because others test the same code, and which depend on Vitess.
 
-A test that is marked ``matrix`` repeats another one on a further backend.
+A test that is marked ``matrix`` repeats another one on a further backend. One that is marked
+``long`` repeats it on a further backend of the same kind, or takes long: ``.ci/run`` runs it too.
 """
 
 from __future__ import annotations
@@ -60,6 +61,28 @@ so each of them runs its share of every module.
 
 SERVERS = ("mysql", "vitess-sharded", "vitess-grpc-asyncio")
 
+KINDS = (
+    ("sqlite",),
+    ("mysql", "mariadb", "vitess-sharded"),
+    ("vitess-stream", "vitess-grpc"),
+    ("sqlite-asyncio", "vitess-grpc-asyncio"),
+)
+"""The backends of each kind. A quick run runs each test on one of them, dealt out by its name."""
+
+LONG = ("chaos",)
+"""The folders whose tests take long."""
+
+LONG_ON_SERVERS = (
+    "test_killed_schedulers.py",
+    "test_large_messages.py",
+    "test_ordered_killed.py",
+    "test_ordered_state_machine.py",
+    "test_state_machine.py",
+    "test_unique_state_machine.py",
+    "test_worker_command.py",
+)
+"""The modules whose tests take long. A quick run runs them on SQLite alone."""
+
 NAMES = {backend.name for backend in BACKENDS}
 """The backends without those that differ from another one by the server only."""
 
@@ -83,20 +106,37 @@ def mark(items: list[pytest.Item]) -> list[pytest.Item]:
     for item in items:
         if set(ON_EACH_VITESS).intersection(item.path.parts) and not _is_of_other_server(item):
             item.add_marker("vitess")
+        if set(LONG).intersection(item.path.parts):
+            item.add_marker("long")
         backend = _backend_of(item)
         if backend is not None:
             name = _name_without_backend(item)
             if _repeats(item, backend.name, name, backends_of[name]):
                 item.add_marker("matrix")
+            elif _takes_long(item, backend.name, name, backends_of[name]):
+                item.add_marker("long")
     return [item for item in items if _is_only_synchronous(item)]
 
 
 def _repeats(item: pytest.Item, backend: str, name: str, backends: set[str]) -> bool:
     if item.path.name in SAME_ON_EACH_BACKEND:
-        servers = [server for server in SERVERS if server in backends]
-        dealt = servers[zlib.crc32(name.encode()) % len(servers)] if servers else None
-        return bool(servers) and backend not in ("sqlite", dealt)
+        dealt = _deal(name, SERVERS, backends)
+        return dealt is not None and backend not in ("sqlite", dealt)
     return backend not in NAMES or (backend in SAME_AS and SAME_AS[backend] <= backends)
+
+
+def _takes_long(item: pytest.Item, backend: str, name: str, backends: set[str]) -> bool:
+    if item.path.name in SAME_ON_EACH_BACKEND:
+        return False
+    if item.path.name in LONG_ON_SERVERS and "sqlite" in backends:
+        return backend != "sqlite"
+    return any(backend in kind and backend != _deal(name, kind, backends) for kind in KINDS)
+
+
+def _deal(name: str, among: tuple[str, ...], backends: set[str]) -> str | None:
+    """Return one of those backends that a test has, always the same; None if it has none."""
+    found = [backend for backend in among if backend in backends]
+    return found[zlib.crc32(name.encode()) % len(found)] if found else None
 
 
 def _name_without_backend(item: pytest.Item) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 __all__ = ["Victim"]
 
-_SPAWN = multiprocessing.get_context("spawn")
+_FORKSERVER = multiprocessing.get_context("forkserver")
+# Its server imports these once. A process that was spawned would need a second for it.
+_FORKSERVER.set_forkserver_preload(["tests.backends", "sqla_vitess_messages.periodic"])
 
 
 class Victim:
@@ -20,9 +22,9 @@ class Victim:
     """
 
     def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
-        self._at_work = _SPAWN.Event()
+        self._at_work = _FORKSERVER.Event()
         arguments = (*arguments, self._at_work)
-        self._process = _SPAWN.Process(target=work, args=arguments, daemon=True)
+        self._process = _FORKSERVER.Process(target=work, args=arguments, daemon=True)
         self._process.start()
 
     def wait_until_at_work(self, within: float = 60) -> None:

@@ -210,6 +210,8 @@ class ReceiveLoop(Generic[M]):
         messages = self._in_flight.checkout(limit, self._add_settling)
         if self._has_work:
             self._work_available.notify()
+        if self._has_followers and self._in_flight.has_settled:
+            self._poll_requested.notify()
         return messages
 
     def _closed(self) -> SubscriberClosed:

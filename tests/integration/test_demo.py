@@ -15,7 +15,9 @@ from sqla_vitess_messages.cli.working import Transport
 from tests.servers import server_url
 
 
-@pytest.mark.parametrize("server", [None, "vtgate", "mysql"])
+@pytest.mark.parametrize(
+    "server", [None, *(pytest.param(name, marks=pytest.mark.long) for name in ("vtgate", "mysql"))]
+)
 def test_the_counts_are_right(server: str | None) -> None:
     command = [sys.executable, "-m", "sqla_vitess_messages", "demo", "--messages", "600"]
     if server is not None:

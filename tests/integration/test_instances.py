@@ -474,7 +474,7 @@ def test_writes_to_a_queues_own_columns_never_reach_the_row(
 def test_a_heartbeat_never_uses_the_session_of_a_handler(
     engine: Engine, make_queue: MakeQueue, work: Work
 ) -> None:
-    queue = make_queue(ack_wait=1.5)
+    queue = make_queue(ack_wait=4)
     statements: list[str] = []
     sent: list[list[str]] = []
 

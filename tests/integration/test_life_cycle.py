@@ -69,9 +69,9 @@ def left_behind() -> dict[str, int]:
     }
 
 
-REPETITIONS = 25
+REPETITIONS = 15
 
-ALLOWED = 10
+ALLOWED = 8
 """How many more there may be of anything: not one of each repetition. Some are collected late."""
 
 
@@ -331,7 +331,9 @@ def test_an_async_subscriber_that_is_dropped_ends(
         asyncio.run(drop())
     with Session(engine) as session:
         stats = queue.stats(session)
-    assert (stats.ready, stats.leased) == (2, 1)
+    # A stream ends when its server may not have postponed the message yet that it has sent.
+    assert stats.ready + stats.leased == 3
+    assert stats.ready >= 2
 
 
 def test_opening_and_closing_may_be_repeated(

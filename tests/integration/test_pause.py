@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, MetaData, StaticPool, create_engine, event
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from sqla_vitess_messages import InvalidArgument, QueueNotFound, QueueOptions
@@ -39,8 +37,6 @@ def pausable(engine: Engine, backend: Backend) -> Iterator[type[Any]]:
     if backend.server == "sharded":
         options |= {"shard_by": "tenant", "vindex": "hash"}
     model = make_queue_class(QueueOptions(**options))
-    with suppress(DBAPIError):  # Another test has created the table of pauses meanwhile.
-        model.metadata.create_all(engine)
     model.metadata.create_all(engine)
     yield model
     with Session(engine) as session, session.begin():

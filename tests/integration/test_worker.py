@@ -48,7 +48,7 @@ class Bench:
             pass
 
         fail_reason = mapped_column(String(60))
-        self.queue = make_queue(Base, {"fail_reason": fail_reason}, ack_wait=3)
+        self.queue = make_queue(Base, {"fail_reason": fail_reason}, ack_wait=4)
 
         class Effect(Base):
             __tablename__ = f"effect_of_{self.queue.__tablename__}"
@@ -202,7 +202,7 @@ def test_a_long_handler_keeps_its_lease(bench: Bench) -> None:
 
     def handle_slowly(message: Any, session: Session) -> None:
         handled.append(message.epoch)
-        time.sleep(7)  # A lease lasts 3 s, and its backoff adds 0.3 at most.
+        time.sleep(7)  # A lease lasts 4 s, and its backoff adds 0.4 at most.
         bench.apply(message, session)
 
     bench.enqueue("long")

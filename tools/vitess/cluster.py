@@ -64,10 +64,12 @@ class Cluster:
     """The cluster whose data is in ``folder``: created by the first start, reused by later ones.
 
     :param version: of Vitess; see :func:`.install`.
+    :param replicas: whether to start tablets that become no primary. They repeat all work.
     """
 
-    def __init__(self, folder: Path, version: str | None = None) -> None:
+    def __init__(self, folder: Path, version: str | None = None, *, replicas: bool = True) -> None:
         self._folder = folder
+        self._tablets = TABLETS if replicas else PRIMARIES
         self._programs = install(version)
         make_folder(folder)
         self.ports = Ports(folder / "ports-by-name.json")
@@ -92,7 +94,7 @@ class Cluster:
         """Start every server and wait until both vtgates serve. Safe to repeat."""
         first_time = not (self._folder / "initialized").exists()
         self.servers["etcd"].start()
-        for tablet in TABLETS:
+        for tablet in self._tablets:
             self.servers[f"mysqld-{tablet.uid}"].start()
         self.servers["etcd"].wait_until(lambda: listens(self.ports["etcd"]))
         self.servers["vtctld"].start()
@@ -100,7 +102,7 @@ class Cluster:
         if first_time:
             self._make_topology()
         with ThreadPoolExecutor() as pool:
-            list(pool.map(self._start_tablet, TABLETS))
+            list(pool.map(self._start_tablet, self._tablets))
         if first_time:
             with ThreadPoolExecutor() as pool:
                 list(pool.map(self.reparent, PRIMARIES))

@@ -42,7 +42,7 @@ class MariaDB(Server):
         super().__init__(
             name,
             folder,
-            [str(programs.mariadbd), "--no-defaults", "--skip-name-resolve", NO_AIO]
+            [str(programs.mariadbd), "--no-defaults", "--skip-name-resolve", "--skip-ssl", NO_AIO]
             + [f"--{option}={value}" for option, value in arguments.items()],
         )
 

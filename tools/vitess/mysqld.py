@@ -18,6 +18,7 @@ bind-address=127.0.0.1
 mysqlx=0
 skip-name-resolve
 default_authentication_plugin=mysql_native_password
+skip-ssl
 log-bin=binlog
 gtid_mode=ON
 enforce_gtid_consistency=ON
