@@ -16,7 +16,9 @@ import pytest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.sybil import SybilCollection
+from typer.testing import CliRunner
 
+from sqla_vitess_messages.cli.app import app
 from sqla_vitess_messages.table import ticks
 from tests.servers import URLS, server_url
 
@@ -43,6 +45,7 @@ def _enter_empty_folder(namespace: dict[str, Any]) -> None:
 
 def _leave_folder(namespace: dict[str, Any]) -> None:
     os.chdir(namespace["_before"])
+    sys.modules.pop("shop", None)
     namespace["_folder"].cleanup()
     for name in ("DATABASE_URL", "VTGATE_GRPC"):
         os.environ.pop(name, None)
@@ -117,11 +120,8 @@ def _run_command_line(example: Example) -> None:
             name, _, value = arguments[0].partition("=")
             os.environ[name] = value
         elif command == "sqla-vitess-messages":
-            done = subprocess.run(  # noqa: S603  # The commands are in this project's docs.
-                [sys.executable, "-m", "sqla_vitess_messages", *arguments],
-                capture_output=True, text=True, check=False, input="y\n",
-            )  # fmt: skip
-            assert done.returncode == 0, line + done.stdout + done.stderr
+            done = CliRunner().invoke(app, arguments, input="y\n", catch_exceptions=False)
+            assert done.exit_code == 0, line + done.output
 
 
 _documents = SybilCollection(

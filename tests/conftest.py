@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -70,19 +71,19 @@ def _start_databases() -> tuple[dict[str, str], str]:
         programs = install()
         mysql = MySQL("mysql", Path(_folder), programs, ["messages"])
         mariadb = MariaDB("mariadb", Path(_folder), programs)
-        _running.extend([mysql, mariadb])
-        mysql.start()
-        mariadb.start()
+        servers: list[Any] = [mysql, mariadb]
+        if not (named := os.environ.get("VITESS_URL")):
+            cluster = Cluster(Path(_folder) / "cluster", replicas=False)
+            vtcombo = VtCombo(Path(_folder) / "dev")
+            servers += [cluster, vtcombo]
+        _running.extend(servers)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda server: server.start(), servers))
         mysql.wait()
         mariadb.wait()
         plain = {"mysql": mysql.url, "mariadb": mariadb.url}
-        if named := os.environ.get("VITESS_URL"):
+        if named:
             return {**plain, "vtgate": named}, ""
-        cluster = Cluster(Path(_folder) / "cluster", replicas=False)
-        vtcombo = VtCombo(Path(_folder) / "dev")
-        _running.extend([cluster, vtcombo])
-        cluster.start()
-        vtcombo.start()
     except MissingTool as error:
         return {}, str(error).splitlines()[0]
     return {
@@ -123,8 +124,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput"):
         return
-    while _running:
-        _running.pop().stop()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda server: server.stop(), _running))
     if _folder:
         shutil.rmtree(_folder, ignore_errors=True)
 

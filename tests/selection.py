@@ -62,10 +62,9 @@ so each of them runs its share of every module.
 SERVERS = ("mysql", "vitess-sharded", "vitess-grpc-asyncio")
 
 KINDS = (
-    ("sqlite",),
+    ("sqlite", "sqlite-asyncio"),
     ("mysql", "mariadb", "vitess-sharded"),
-    ("vitess-stream", "vitess-grpc"),
-    ("sqlite-asyncio", "vitess-grpc-asyncio"),
+    ("vitess-stream", "vitess-grpc", "vitess-grpc-asyncio"),
 )
 """The backends of each kind. A quick run runs each test on one of them, dealt out by its name."""
 
@@ -141,9 +140,8 @@ def _deal(name: str, among: tuple[str, ...], backends: set[str]) -> str | None:
 
 def _name_without_backend(item: pytest.Item) -> str:
     """Return what a test has in common with the same test on other backends."""
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    others = [f"{name}={value}" for name, value in parameters.items() if name != "backend"]
-    return f"{item.path.name}::{item.name.partition('[')[0]} {others}"
+    backend = _backend_of(item)
+    return f"{item.path.name}::{item.name.replace(backend.name, '', 1) if backend else item.name}"
 
 
 def _is_of_other_server(item: pytest.Item) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -58,9 +59,12 @@ def our_threads() -> list[str]:
 def left_behind() -> dict[str, int]:
     """Count what a subscriber has while it is open."""
     gc.collect()
-    objects = gc.get_objects()
+    types = Counter(map(type, gc.get_objects()))
     kinds = (Engine, Table, Connection, Pool, type)
-    counts = {kind.__name__: sum(isinstance(one, kind) for one in objects) for kind in kinds}
+    counts = {
+        kind.__name__: sum(count for one, count in types.items() if issubclass(one, kind))
+        for kind in kinds
+    }
     files = Path("/proc/self/fd")
     return counts | {
         "listeners": len(registry._key_to_collection),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 from .downloads import Programs, cache_dir
@@ -32,6 +33,9 @@ innodb_use_native_aio=0
 sync_binlog=0
 max_connections=500
 """
+
+_initializing = threading.Lock()
+"""Held while the template of all data folders is made: several servers may start at once."""
 
 
 class MySQL(Server):
@@ -109,25 +113,30 @@ def _initialized(programs: Programs) -> Path:
         check=True,
     ).stdout.split()[2]
     template = cache_dir() / f"mysql-data-{version}"
-    if not template.exists():
-        work = cache_dir() / f"mysql-data-{version}.tmp"
-        shutil.rmtree(work, ignore_errors=True)
-        make_folder(work)
-        (work / "my.cnf").write_text(
-            f"[mysqld]\nbasedir={programs.mysqld.parent.parent}\ndatadir={work}/data\n"
-            "innodb_log_file_size=16M\ninnodb_use_native_aio=0\nskip-log-bin\n"
-        )
-        command = [str(programs.mysqld), f"--defaults-file={work}/my.cnf", "--initialize-insecure"]
-        done = popen(
-            command,
-            env={"LD_LIBRARY_PATH": programs.libraries},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        output, _ = done.communicate(timeout=300)
-        if done.returncode:
-            raise ServerFailed(f"mysqld --initialize-insecure failed\n{output.decode()[-2000:]}")
-        (work / "data/auto.cnf").unlink(missing_ok=True)  # The server's UUID, which must be unique.
-        (work / "my.cnf").unlink()
-        work.rename(template)
+    with _initializing:
+        if not template.exists():
+            _initialize(template, programs)
     return template
+
+
+def _initialize(template: Path, programs: Programs) -> None:
+    work = template.with_name(f"{template.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    make_folder(work)
+    (work / "my.cnf").write_text(
+        f"[mysqld]\nbasedir={programs.mysqld.parent.parent}\ndatadir={work}/data\n"
+        "innodb_log_file_size=16M\ninnodb_use_native_aio=0\nskip-log-bin\n"
+    )
+    command = [str(programs.mysqld), f"--defaults-file={work}/my.cnf", "--initialize-insecure"]
+    done = popen(
+        command,
+        env={"LD_LIBRARY_PATH": programs.libraries},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output, _ = done.communicate(timeout=300)
+    if done.returncode:
+        raise ServerFailed(f"mysqld --initialize-insecure failed\n{output.decode()[-2000:]}")
+    (work / "data/auto.cnf").unlink(missing_ok=True)  # The server's UUID, which must be unique.
+    (work / "my.cnf").unlink()
+    work.rename(template)
