@@ -17,7 +17,7 @@ demo: $(VENV)/.cli
 	$(BIN)/sqla-vitess-messages demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 6 --dist loadgroup $(if $(ALL),-m "not soak",$(if $(LONG),-m "not soak and not matrix"))
+	$(BIN)/python -m pytest -n 8 --dist loadgroup $(if $(ALL),-m "not soak",$(if $(LONG),-m "not soak and not matrix"))
 
 test-vitess: $(VENV)/.dev
 	VITESS_VERSION=$(VITESS_VERSION) $(BIN)/python -m pytest -n 4 --dist loadgroup -m vitess

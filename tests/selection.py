@@ -68,16 +68,19 @@ KINDS = (
 )
 """The backends of each kind. A quick run runs each test on one of them, dealt out by its name."""
 
-LONG = ("chaos",)
-"""The folders whose tests take long."""
+LONG = (
+    "chaos",
+    "test_ordered_state_machine.py",
+    "test_state_machine.py",
+    "test_unique_state_machine.py",
+)
+"""The folders and modules whose tests take long: servers are killed, or histories are random."""
 
 LONG_ON_SERVERS = (
     "test_killed_schedulers.py",
     "test_large_messages.py",
     "test_ordered_killed.py",
-    "test_ordered_state_machine.py",
-    "test_state_machine.py",
-    "test_unique_state_machine.py",
+    "test_schedule_command.py",
     "test_worker_command.py",
 )
 """The modules whose tests take long. A quick run runs them on SQLite alone."""

@@ -272,6 +272,7 @@ class Pages:
         )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_user_looks_at_dead_messages_and_requeues_them_in_a_browser(
     tmp_path: Path, engine: Engine, password: str, browser: Chrome

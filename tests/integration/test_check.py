@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import secrets
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,8 +23,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import mapped_column
 from sqlalchemy.schema import SetTableComment
+from typer.testing import CliRunner, Result
 
 from sqla_vitess_messages import InvalidArgument, Periodic, QueueOptions
+from sqla_vitess_messages.cli.app import app
 from sqla_vitess_messages.cli.check import check_queues
 from sqla_vitess_messages.cli.ddl_script import statements
 from sqla_vitess_messages.cli.targets import load_queues
@@ -208,32 +210,38 @@ class Task(MessageQueueMixin, Base):
 """
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    (folder / "models.py").write_text(MODELS)
-    return subprocess.run(
-        [sys.executable, "-m", "sqla_vitess_messages", *arguments],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the current folder."""
+    name = f"models_{secrets.token_hex(6)}"
+    (tmp_path / f"{name}.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    return name
 
 
-def test_the_exit_code_reports_the_result(tmp_path: Path) -> None:
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_the_exit_code_reports_the_result(tmp_path: Path, models: str) -> None:
     url = f"sqlite:///{tmp_path}/app.db"
-    done = run(tmp_path, "check", "--url", url, "models:Base")
-    assert done.returncode == 1
+    done = run("check", "--url", url, f"{models}:Base")
+    assert done.exit_code == 1
     assert "error: task: the database has no such table\n  remedy: create_all" in done.stdout
     engine = create_engine(url)
-    for statement in run(tmp_path, "ddl", "--dialect", "sqlite", "models:Base").stdout.split(";"):
+    for statement in run("ddl", "--dialect", "sqlite", f"{models}:Base").stdout.split(";"):
         with engine.begin() as connection:
             connection.exec_driver_sql(statement)
     assert "task_poller_idx" in {index["name"] for index in inspect(engine).get_indexes("task")}
     engine.dispose()
-    done = run(tmp_path, "check", "--url", url, "models:Base")
-    assert (done.returncode, done.stdout) == (0, "1 queues, nothing is wrong\n")
-    done = run(tmp_path, "check", "--url", url, "models:nothing")
-    assert done.returncode == 2
+    done = run("check", "--url", url, f"{models}:Base")
+    assert (done.exit_code, done.stdout) == (0, "1 queues, nothing is wrong\n")
+    done = run("check", "--url", url, f"{models}:nothing")
+    assert done.exit_code == 2
     assert "has no 'nothing'" in done.stderr
-    done = run(tmp_path, "check", "--url", "mysql+pymysql://u:s3cret@127.0.0.1:1/x", "models:Base")
-    assert done.returncode == 2
+    done = run("check", "--url", "mysql+pymysql://u:s3cret@127.0.0.1:1/x", f"{models}:Base")
+    assert done.exit_code == 2
     assert "s3cret" not in done.stdout + done.stderr
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Engine, ForeignKey, Pool, Table, event, insert, select
+from sqlalchemy import BigInteger, Engine, ForeignKey, Pool, Table, event, func, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sqla_vitess_messages import clock
@@ -57,6 +57,11 @@ def add_acked(engine: Engine, queue: type[Any], count: int) -> list[int]:
 def ids_of(engine: Engine, table: Table) -> set[int]:
     with engine.connect() as connection:
         return set(connection.scalars(select(table.c.id)))
+
+
+def count_of(engine: Engine, table: Table) -> int:
+    with engine.connect() as connection:
+        return connection.scalar(select(func.count()).select_from(table)) or 0
 
 
 class Statements:
@@ -155,12 +160,12 @@ def test_messages_flow_while_a_backlog_is_purged(
     queue = make_old_queue()
     add_acked(engine, queue, 30_000)
     subscriber = subscribe(queue)
-    handled, left = 0, len(ids_of(engine, queue.__table__))
+    handled, left = 0, count_of(engine, queue.__table__)
     while left > 1_000 and handled < 200:
         enqueue(engine, queue())
         ack(engine, subscriber.get(20))
         handled += 1
-        left = len(ids_of(engine, queue.__table__)) - handled
+        left = count_of(engine, queue.__table__) - handled
     assert handled > 5
 
 
@@ -220,7 +225,7 @@ def test_where_every_message_is_referred_to_the_purge_comes_to_the_others_meanwh
     refer(engine, audit, ids[:-10])
     subscriber = subscribe(queue)
     handled = 0
-    while len(ids_of(engine, queue.__table__)) - handled > 990:
+    while count_of(engine, queue.__table__) - handled > 990:
         enqueue(engine, queue())
         ack(engine, subscriber.get(20))
         handled += 1

@@ -154,6 +154,7 @@ def test_a_second_signal_ends_it_at_once(shell: Shell) -> None:
     assert shell.effects() == []
 
 
+@pytest.mark.long
 def test_processes_that_die_are_replaced_and_all_end_together(shell: Shell) -> None:
     shell.enqueue(*(f"slow {number}" for number in range(4)))
     running = shell.start("tasks:worker", "--processes", "2")
@@ -241,6 +242,7 @@ def test_several_workers_work_in_processes_of_their_own_and_end_together(shell: 
     assert running.wait(20) == 0, shell.log.read_text()
 
 
+@pytest.mark.long
 def test_processes_that_all_die_at_once_are_replaced(shell: Shell) -> None:
     shell.write(seconds=1, more=NOTE_PROCESS)
     running = shell.start("tasks:worker", "--processes", "2")
@@ -304,6 +306,7 @@ def test_processes_that_cannot_work_end_with_one_line(shell: Shell, reason: str)
     assert "hunter2secret" not in shell.log.read_text()
 
 
+@pytest.mark.long
 def test_a_database_that_goes_away_later_is_waited_for(shell: Shell) -> None:
     if shell.engine.dialect.name != "sqlite":
         return  # The supervisor is the same.
@@ -326,6 +329,7 @@ if os.path.exists("away"):
     assert running.wait(20) == 0, shell.log.read_text()
 
 
+@pytest.mark.long
 def test_processes_that_die_young_are_replaced_ever_more_slowly_until_a_signal(
     shell: Shell,
 ) -> None:
