@@ -48,6 +48,10 @@ def measure(cluster: Cluster) -> Iterator[Figure]:
             )
 
 
+IDLE_SHARE = 2.0
+"""Percent of a core that an idle subscriber may use."""
+
+
 def measure_sqlite(folder: Path) -> Iterator[Figure]:
     """Measure on a file, with the defaults."""
     url = f"sqlite:///{folder}/latency.db"
@@ -59,6 +63,20 @@ def measure_sqlite(folder: Path) -> Iterator[Figure]:
         unit="ms, p50",
         goal=Goal(2, at_most=True, limit="the lease, and the ORM on both sides"),
     )
+    shares = [_idle(url) for _ in range(ROUNDS)]
+    yield Figure(
+        "SQLite: an idle subscriber", "% of a core", "allowed", Goal(1, at_most=True),
+        shares, [IDLE_SHARE] * len(shares),
+    )  # fmt: skip
+
+
+def _idle(url: str) -> float:
+    """Return which share of a core this process uses while nothing is enqueued."""
+    with bench(url) as queue, Subscriber(queue.model, queue.bind):
+        time.sleep(2)  # Soon after a commit it checks more often.
+        cpu, started = time.process_time(), time.monotonic()
+        time.sleep(10)
+        return 100 * (time.process_time() - cpu) / (time.monotonic() - started)
 
 
 def _median(
