@@ -6,6 +6,9 @@ import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
 
+ALL = ("-m", "not soak and not matrix", "--dist", "loadgroup")
+"""As in .ci/run."""
+
 WITHOUT_SERVERS = ("-k", "unit or sqlite or README or docs")
 """The unit tests, the integration tests on SQLite, and the examples of the docs."""
 
@@ -15,21 +18,21 @@ WITHOUT_SERVERS = ("-k", "unit or sqlite or README or docs")
 def tests(session: nox.Session, sqlalchemy: str) -> None:
     """Run what needs no server, with the newest dependencies."""
     session.install("--editable", ".[dev]", f"sqlalchemy=={sqlalchemy}.*")
-    session.run("pytest", "-n", "2", *WITHOUT_SERVERS, *session.posargs)
+    session.run("pytest", "-n", "4", *ALL, *WITHOUT_SERVERS, *session.posargs)
 
 
 @nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """Run all tests with the oldest dependencies that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "--editable", ".[dev]")
-    session.run("pytest", "-n", "4", "--dist", "loadgroup", *session.posargs)
+    session.run("pytest", "-n", "8", *ALL, *session.posargs)
 
 
 @nox.session(python="3.15")
 def servers(session: nox.Session) -> None:
     """Run all tests, on real database servers too."""
     session.install("--editable", ".[dev]")
-    session.run("pytest", "-n", "4", "--dist", "loadgroup", *session.posargs)
+    session.run("pytest", "-n", "8", *ALL, *session.posargs)
 
 
 @nox.session(python="3.15")
