@@ -226,8 +226,9 @@ def leave_to_parent(engine: Engine) -> None:
     """Forget an engine's connections in a process that was forked. New ones are its own."""
     inherited = engine.pool
     engine.dispose(close=False)
-    if engine.dialect.is_async:
-        # If their transports were closed, the selector would forget them, also for the parent.
+    if engine.dialect.is_async or is_sqlite(engine.dialect):
+        # If asyncio's transports were closed, the selector would forget them, also for the parent.
+        # SQLite forbids a process to close what its parent has opened.
         keep_for_ever(inherited)
 
 
