@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, func, insert, inspect, select, text
+from sqlalchemy import Engine, event, func, insert, inspect, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Session, aliased
 
 from sqla_vitess_messages import InvalidArgument, QueueOptions
 from sqla_vitess_messages.failures import MessageFailuresMixin
 from sqla_vitess_messages.vitess.server import is_sqlite
-from tests.backends import BACKENDS, STREAMS, ack, eventually, make_queue_class, row
+from tests.backends import BACKENDS, STREAMS, Backend, ack, eventually, make_queue_class, row
 
 Subscribe = Callable[..., Any]
 MakeQueue = Callable[..., type[Any]]
@@ -66,6 +66,7 @@ def test_each_state_is_told_by_instances_and_by_sql(
     engine: Engine,
     make_queue: MakeQueue,
     subscribe: Subscribe,
+    backend: Backend,
     layout: str,
     keeps_failures: bool,
 ) -> None:
@@ -78,7 +79,21 @@ def test_each_state_is_told_by_instances_and_by_sql(
     settle(engine, received["retrying"], "retry", 3600, "try later")
     eventually(lambda: row(engine, received["leased"]).time_next > time.time_ns())
     subscriber.close()
-    enqueue(engine, queue(body="scheduled", deliver_in=3600), queue(body="ready"))
+    ready = queue(body="ready")
+    enqueue(engine, queue(body="scheduled", deliver_in=3600), ready)
+
+    def is_left_alone() -> bool:
+        """Return whether no stream takes it that a busy server has not closed yet."""
+        time.sleep(0.5)
+        if row(engine, ready).epoch == 0:
+            return True
+        with engine.begin() as connection:
+            undoing = update(queue).where(queue.body == "ready")
+            connection.execute(undoing.values(epoch=0, time_next=1))
+        return False
+
+    if backend.transport in STREAMS:
+        eventually(is_left_alone)
     expected = {state: state for state in [*received, "scheduled", "ready"]}
     if not keeps_failures:
         expected["retrying"] = "leased"
