@@ -16,11 +16,17 @@ from types import ModuleType
 from typing import Any
 
 import alembic.config
+import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, MetaData, Table, create_engine, inspect, select
 from sqlalchemy.exc import OperationalError
 
 from tests.backends import eventually
+
+everywhere = pytest.mark.parametrize(
+    "project", ["sqlite", "mysql", "mariadb", "vtgate", "sharded"], indirect=True
+)
+"""For tests with the fixture ``project``: it is on each kind of database, one after the other."""
 
 _MODELS = """\
 from sqlalchemy import *

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from alembic.migration import MigrationContext
@@ -16,10 +14,8 @@ from sqlalchemy.schema import SetTableComment
 
 from sqla_vitess_messages import QueueOptions, Scheduler
 from sqla_vitess_messages.table import ticks
-from tests.migrations.project import CommandFailed, Project
-from tests.servers import server_url
+from tests.migrations.project import CommandFailed, Project, everywhere
 
-SERVERS = ["sqlite", "mysql", "mariadb", "vtgate", "sharded"]
 WITH_COMMENTS = ["mysql", "mariadb", "vtgate"]
 
 WELCOME = """
@@ -47,16 +43,6 @@ CREATED = """\
 """
 
 
-@pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
-    server = getattr(request, "param", "sqlite")
-    url = f"sqlite:///{tmp_path}/app.db" if server == "sqlite" else server_url(server)
-    made = Project(tmp_path / "project", url, "main" if server == "sharded" else None)
-    yield made
-    made.close()
-
-
-everywhere = pytest.mark.parametrize("project", SERVERS, indirect=True)
 with_comments = pytest.mark.parametrize("project", WITH_COMMENTS, indirect=True)
 
 

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
 from sqla_vitess_messages.table.pauses import PAUSES
-from tests.migrations.project import Project
-from tests.servers import server_url
-
-SERVERS = ["sqlite", "mysql", "mariadb", "vtgate", "sharded"]
+from tests.migrations.project import Project, everywhere
 
 QUEUE = """
 class Mail(MessageQueueMixin, Base):
@@ -29,16 +22,7 @@ KEEPS_FAILURES = "from sqla_vitess_messages.failures import MessageFailuresMixin
 PAUSABLE = QUEUE.replace('vindex="hash"', 'vindex="hash", pausable=True')
 
 
-@pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
-    server = getattr(request, "param", "sqlite")
-    url = f"sqlite:///{tmp_path}/app.db" if server == "sqlite" else server_url(server)
-    made = Project(tmp_path / "project", url, "main" if server == "sharded" else None)
-    yield made
-    made.close()
-
-
-@pytest.mark.parametrize("project", SERVERS, indirect=True)
+@everywhere
 def test_a_queue_gets_the_columns_of_kept_failures_and_loses_them(project: Project) -> None:
     models = project.write_models(QUEUE)
     project.revision()

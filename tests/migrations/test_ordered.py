@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session
@@ -13,10 +10,7 @@ from sqla_vitess_messages import InvalidArgument, Subscriber
 from sqla_vitess_messages.cli.check import check_queues
 from sqla_vitess_messages.table.order import Order, existing_order
 from sqla_vitess_messages.vitess.vschema import AddVindex, alter_vschema, wait_until_routable
-from tests.migrations.project import CommandFailed, Project
-from tests.servers import server_url
-
-SERVERS = ["sqlite", "mysql", "mariadb", "vtgate", "sharded"]
+from tests.migrations.project import CommandFailed, Project, everywhere
 
 EVENT = """
 class Event(MessageQueueMixin, Base):
@@ -29,19 +23,11 @@ ORDERED = EVENT.replace('"hash")', '"hash", ordered_by="user_id")')
 HALTING = EVENT.replace('"hash")', '"hash", ordered_by=("user_id", "place"), halt_on_dead=True)')
 
 
-@pytest.fixture(params=SERVERS)
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
-    server = request.param
-    url = f"sqlite:///{tmp_path}/app.db" if server == "sqlite" else server_url(server)
-    made = Project(tmp_path / "project", url, "main" if server == "sharded" else None)
-    yield made
-    made.close()
-
-
 def order_in(project: Project) -> Order | None:
     return existing_order(inspect(project.engine), f"{project.name}_event", None)
 
 
+@everywhere
 def test_a_queue_is_ordered_by_other_columns_and_no_more_and_back(project: Project) -> None:
     models = project.write_models(EVENT)
     project.revision()
@@ -92,6 +78,7 @@ def test_a_queue_is_ordered_by_other_columns_and_no_more_and_back(project: Proje
     assert received == ["a", "a", "last"]
 
 
+@everywhere
 def test_a_new_ordered_queue_is_created_dropped_and_created_again(project: Project) -> None:
     project.write_models(HALTING)
     script = project.revision()
@@ -114,6 +101,7 @@ def test_a_new_ordered_queue_is_created_dropped_and_created_again(project: Proje
         assert session.scalar(select(models.Event.seq)) > 0
 
 
+@everywhere
 def test_an_ordinary_table_becomes_an_ordered_queue_and_back(project: Project) -> None:
     plain = EVENT.replace("MessageQueueMixin, ", "").replace("place:", "id: Mapped[int] = "
         "mapped_column(BigInteger, primary_key=True, autoincrement=False)\n    place:")  # fmt: skip
@@ -140,8 +128,7 @@ def test_an_ordinary_table_becomes_an_ordered_queue_and_back(project: Project) -
     assert sorted(columns) == ["id", "place", "user_id"]
 
 
-def test_a_payload_column_named_seq_is_one(tmp_path: Path) -> None:
-    project = Project(tmp_path / "project", f"sqlite:///{tmp_path}/app.db")
+def test_a_payload_column_named_seq_is_one(project: Project) -> None:
     project.write_models(EVENT)
     project.revision()
     project.alembic("upgrade", "head")
@@ -149,14 +136,11 @@ def test_a_payload_column_named_seq_is_one(tmp_path: Path) -> None:
     assert "sa.Column('seq', sa.Integer(), nullable=True)" in project.revision()
     project.alembic("upgrade", "head")
     assert project.is_up_to_date()
-    project.close()
 
 
-def test_an_operation_without_any_order_is_refused(tmp_path: Path) -> None:
-    project = Project(tmp_path / "project", f"sqlite:///{tmp_path}/app.db")
+def test_an_operation_without_any_order_is_refused(project: Project) -> None:
     project.write_models("")
     project.alembic("revision", "-m", "nothing")
     project.edit_last(lambda code: code.replace("pass", "op.alter_message_order('event')", 1))
     with pytest.raises((InvalidArgument, CommandFailed), match="ordered_by"):
         project.alembic("upgrade", "head")
-    project.close()

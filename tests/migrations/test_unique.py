@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +11,8 @@ from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import Subscriber
 from sqla_vitess_messages.cli.check import check_queues
-from tests.migrations.project import CommandFailed, Project
+from tests.migrations.project import CommandFailed, Project, everywhere
 from tests.migrations.test_autogenerate import columns_of
-from tests.servers import server_url
-
-SERVERS = ["sqlite", "mysql", "mariadb", "vtgate", "sharded"]
 
 PLAIN = """
 class Reindex(MessageQueueMixin, Base):
@@ -41,18 +36,6 @@ class Reindex(Base):
     product: Mapped[int] = mapped_column(BigInteger)
     reason: Mapped[str] = mapped_column(String(50), server_default="none")
 """
-
-
-@pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
-    server = getattr(request, "param", "sqlite")
-    url = f"sqlite:///{tmp_path}/app.db" if server == "sqlite" else server_url(server)
-    made = Project(tmp_path / "project", url, "main" if server == "sharded" else None)
-    yield made
-    made.close()
-
-
-everywhere = pytest.mark.parametrize("project", SERVERS, indirect=True)
 
 
 def upgrade(project: Project, models: str) -> Any:
