@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,12 @@ from hypothesis.stateful import (
 from sqlalchemy import BigInteger, Engine, delete, insert, select
 from sqlalchemy.orm import Session, mapped_column
 
-from sqla_vitess_messages import AlreadySettled, LeaseLost, clock
+from sqla_vitess_messages import AlreadySettled, LeaseLost
 from sqla_vitess_messages.rows.lease import lease_of
 from sqla_vitess_messages.rows.states import DEAD
-from sqla_vitess_messages.transports.engines import dedicated_engine
 from sqla_vitess_messages.transports.ordered import OrderedLeaser
 from tests.backends import BACKENDS
-from tests.integration.test_state_machine import HOUR, Clock, run_machine
+from tests.state_machines import HOUR, Clock, run_machine
 
 MakeQueue = Callable[..., type[Any]]
 
@@ -266,20 +265,15 @@ class OrderedQueue(RuleBasedStateMachine):
         assert found == [row.id for row in self.rows if not row.acked]
 
 
-@pytest.fixture
-def moved(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Clock:
-    """The clock of the process and of all engines in the test."""
-    moved = Clock()
-    monkeypatch.setattr(clock, "wall_clock", lambda: moved.now)
-    moved.control(engine)
-    return moved
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("halt_on_dead", [False, True], ids=["goes-on", "halts"])
 @pytest.mark.parametrize("backend", SERVERS, indirect=True, ids=lambda backend: backend.name)
 def test_any_history_of_an_ordered_queue_agrees_with_the_model(
-    engine: Engine, url: str, make_queue: MakeQueue, moved: Clock, halt_on_dead: bool
+    engine: Engine,
+    make_queue: MakeQueue,
+    moved: Clock,
+    receivers: list[Engine],
+    halt_on_dead: bool,
 ) -> None:
     model = make_queue(
         attributes={"tenant": mapped_column(BigInteger, nullable=False)},
@@ -289,17 +283,8 @@ def test_any_history_of_an_ordered_queue_agrees_with_the_model(
         min_backoff=1,
         max_backoff=60,
     )
-    engines = [dedicated_engine(url) for _ in range(2)]
-    for one in engines:
-        moved.control(one)
-    leasers = _leasers(model, engines)
-    try:
-        run_machine(lambda: OrderedQueue(moved, engine, model, list(leasers())), max_examples=30)
-    finally:
-        for one in engines:
-            one.dispose()
 
+    def leasers() -> list[Any]:
+        return [OrderedLeaser(model, one) for one in receivers]
 
-def _leasers(model: type[Any], engines: list[Engine]) -> Callable[[], Iterator[Any]]:
-    """Return a function that makes the leasers of two receiving processes."""
-    return lambda: (OrderedLeaser(model, engine) for engine in engines)
+    run_machine(lambda: OrderedQueue(moved, engine, model, leasers()), max_examples=30)

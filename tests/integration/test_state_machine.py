@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from decimal import Decimal
 from secrets import token_hex
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -18,26 +16,24 @@ from hypothesis.stateful import (
     invariant,
     multiple,
     rule,
-    run_state_machine_as_test,
 )
-from sqlalchemy import BigInteger, Column, Engine, Table, delete, event, insert, select
+from sqlalchemy import BigInteger, Column, Engine, Table, delete, insert, select
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from sqla_vitess_messages import AlreadySettled, LeaseLost, clock
+from sqla_vitess_messages import AlreadySettled, LeaseLost
 from sqla_vitess_messages.failures import MessageFailuresMixin
 from sqla_vitess_messages.rows.backoff import longest_backoff
 from sqla_vitess_messages.rows.epochs import GENERATION
 from sqla_vitess_messages.rows.states import DEAD
 from sqla_vitess_messages.table.options import queue_options
-from sqla_vitess_messages.transports.engines import dedicated_engine
 from sqla_vitess_messages.transports.leaser import ShardLeaser
 from sqla_vitess_messages.transports.purge import Purger
 from tests.backends import BACKENDS
+from tests.state_machines import HOUR, Clock, run_machine
 
 MakeQueue = Callable[..., type[Any]]
 
 SERVERS = [backend for backend in BACKENDS if backend.name in ("sqlite", "mysql")]
-HOUR = 3600
 seconds = st.sampled_from([0, 0.5, 1, 5, 30, HOUR])
 committed = st.booleans()
 
@@ -81,37 +77,6 @@ class Held:
     message: Any
     fence: int
     settled: bool = False
-
-
-class Clock:
-    """The time of this process and of the database, which the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000 * 10**9
-
-    def control(self, engine: Engine) -> None:
-        """Give MySQL sessions this time; for SQLite the time comes from the process."""
-        if engine.dialect.name == "sqlite":
-            return
-
-        def set_time(connection: Any, *_event: object) -> None:
-            with connection.cursor() as cursor:
-                cursor.execute("SET timestamp = %s", (Decimal(self.now) / 10**9,))
-
-        event.listen(engine, "checkout", set_time)
-
-
-def run_machine(make: Callable[[], RuleBasedStateMachine], max_examples: int = 40) -> None:
-    """Run a state machine: so many histories of up to 40 steps each."""
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        make,
-        settings=settings(
-            max_examples=max_examples,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
 
 
 class Queue(RuleBasedStateMachine):
@@ -370,28 +335,12 @@ class Queue(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def moved(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Clock:
-    """The clock of the process and of all engines in the test."""
-    moved = Clock()
-    monkeypatch.setattr(clock, "wall_clock", lambda: moved.now)
-    moved.control(engine)
-    return moved
-
-
-@pytest.fixture
-def leasers(
-    make_queue: MakeQueue, url: str, moved: Clock
-) -> Iterator[tuple[type[Any], Table, list[Any]]]:
+def leasers(make_queue: MakeQueue, receivers: list[Engine]) -> tuple[type[Any], Table, list[Any]]:
     """A queue, the table of its effects, and the leasers of two receiving processes."""
     base = type("Base", (MessageFailuresMixin, DeclarativeBase), {})
     effects = Table(f"effects_{token_hex(6)}", base.metadata, Column("message_id", BigInteger))
     model = make_queue(base=base, ack_wait=5, min_backoff=1, max_backoff=60, purge_after=HOUR / 2)
-    engines = [dedicated_engine(url) for _ in range(2)]
-    for engine in engines:
-        moved.control(engine)
-    yield model, effects, [ShardLeaser(model, engine) for engine in engines]
-    for engine in engines:
-        engine.dispose()
+    return model, effects, [ShardLeaser(model, engine) for engine in receivers]
 
 
 @pytest.mark.timeout(300)

@@ -22,19 +22,17 @@ from sqlalchemy import BigInteger, Column, Engine, Table, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
 
-from sqla_vitess_messages import AlreadyEnqueued, AlreadySettled, LeaseLost, clock
+from sqla_vitess_messages import AlreadyEnqueued, AlreadySettled, LeaseLost
 from sqla_vitess_messages.rows import states
 from sqla_vitess_messages.table.layouts import DEAD
 from sqla_vitess_messages.table.options import Layout
-from sqla_vitess_messages.transports.engines import dedicated_engine
 from sqla_vitess_messages.transports.leaser import ShardLeaser
 from tests.backends import BACKENDS
-from tests.integration.test_state_machine import Clock, run_machine
+from tests.state_machines import HOUR, Clock, run_machine
 
 MakeQueue = Callable[..., type[Any]]
 
 SERVERS = [backend for backend in BACKENDS if backend.name in ("sqlite", "mysql")]
-HOUR = 3600
 SECOND = 10**9
 keys = st.integers(1, 3)
 seconds = st.sampled_from([0, 0.5, 5, 30, HOUR])
@@ -431,19 +429,16 @@ class UniqueQueue(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def moved(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Clock:
-    """The clock of the process and of all engines in the test."""
-    moved = Clock()
-    monkeypatch.setattr(clock, "wall_clock", lambda: moved.now)
+def moved(moved: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock; and no jitter, as the model has the exact times."""
     monkeypatch.setattr(states, "random_jitter", lambda: 100)
-    moved.control(engine)
     return moved
 
 
 @pytest.fixture(params=["portable", "minimal"])
 def unique_leasers(
-    request: pytest.FixtureRequest, make_queue: MakeQueue, url: str, moved: Clock
-) -> Iterator[tuple[type[Any], Table, list[Any]]]:
+    request: pytest.FixtureRequest, make_queue: MakeQueue, receivers: list[Engine]
+) -> tuple[type[Any], Table, list[Any]]:
     """A unique queue, the table of its effects, and the leasers of two receiving processes."""
     base = type("Base", (DeclarativeBase,), {})
     effects = Table(f"effects_{token_hex(6)}", base.metadata, Column("payload", BigInteger))
@@ -460,12 +455,7 @@ def unique_leasers(
         layout=layout,
         unique_by=("tenant", "key"),
     )
-    engines = [dedicated_engine(url) for _ in range(2)]
-    for engine in engines:
-        moved.control(engine)
-    yield model, effects, [ShardLeaser(model, engine) for engine in engines]
-    for engine in engines:
-        engine.dispose()
+    return model, effects, [ShardLeaser(model, engine) for engine in receivers]
 
 
 @pytest.mark.timeout(300)
