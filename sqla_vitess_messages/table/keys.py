@@ -8,12 +8,10 @@ from typing import Any
 from sqlalchemy import Column, Table
 
 from ..errors import InvalidQueue
-from .options import OPTIONS_KEY, column_named
+from .layouts import LAYOUTS
+from .options import OPTIONS_KEY, Layout, column_named
 
-__all__ = ["IS_OWN", "add_missing_columns", "check_key", "check_own_names", "columns_named"]
-
-IS_OWN = "belongs to the queue; name payload columns"
-"""Why a column of the queue's own can't be one of a key."""
+__all__ = ["add_missing_columns", "check_key", "check_payload_key", "columns_named"]
 
 
 def columns_named(table: Table, names: Iterable[str] | None) -> list[Column[Any]]:
@@ -57,7 +55,31 @@ def check_key(
             )
 
 
-def check_own_names(table: Table, option: str, names: Sequence[str]) -> None:
+def check_payload_key(
+    table: Table,
+    option: str,
+    names: Iterable[str],
+    layout: Layout,
+    own: Sequence[str],
+    if_null: str,
+) -> None:
+    """Check that the columns of an option that adds columns to the queue can be a key.
+
+    :param own: the names of the columns that the option adds.
+    :param if_null: what would become of a message with NULL.
+    :raises InvalidQueue: for one that doesn't exist, belongs to the queue, or may be NULL, and for
+        a payload column whose name the queue needs.
+    """
+    _check_own_names(table, option, own)
+    check_key(
+        table, option, names,
+        unfit=(*LAYOUTS[layout].columns, *own),
+        because="belongs to the queue; name payload columns",
+        if_null=if_null,
+    )  # fmt: skip
+
+
+def _check_own_names(table: Table, option: str, names: Sequence[str]) -> None:
     """Check that no payload column has the name of one that an option adds to the queue.
 
     :raises InvalidQueue: for one that has.

@@ -32,8 +32,8 @@ from sqlalchemy import (
     column,
 )
 
-from .keys import IS_OWN, add_missing_columns, check_key, check_own_names, columns_named
-from .layouts import DEAD, LAYOUTS, IndexSpec, TinyInteger
+from .keys import add_missing_columns, check_payload_key, columns_named
+from .layouts import DEAD, IndexSpec, TinyInteger
 from .options import OPTIONS_KEY, QueueOptions, queue_options
 from .unique import UNSTREAMED
 
@@ -130,17 +130,11 @@ def check_order_columns(table: Table, options: QueueOptions) -> None:
     :raises InvalidQueue: for one that doesn't exist, belongs to the queue, or may be NULL, and for
         a payload column whose name the queue needs.
     """
-    if options.ordered_by is None:
-        return
-    check_own_names(table, "ordered_by", ORDER_COLUMNS)
-    check_key(
-        table,
-        "ordered_by",
-        options.ordered_by,
-        unfit=(*LAYOUTS[options.layout].columns, *ORDER_COLUMNS),
-        because=IS_OWN,
-        if_null="then belongs to no key",
-    )
+    if options.ordered_by is not None:
+        check_payload_key(
+            table, "ordered_by", options.ordered_by, options.layout, ORDER_COLUMNS,
+            if_null="then belongs to no key",
+        )  # fmt: skip
 
 
 def existing_order(inspector: Inspector, name: str, schema: str | None) -> Order | None:

@@ -19,8 +19,8 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Computed, Table, and_, case, column
 
-from .keys import IS_OWN, add_missing_columns, check_key, check_own_names, columns_named
-from .layouts import DEAD, LAYOUTS, IndexSpec, TinyInteger
+from .keys import add_missing_columns, check_payload_key, columns_named
+from .layouts import DEAD, IndexSpec, TinyInteger
 from .options import OPTIONS_KEY, QueueOptions, queue_options
 
 __all__ = [
@@ -96,14 +96,8 @@ def check_unique_columns(table: Table, options: QueueOptions) -> None:
     :raises InvalidQueue: for one that doesn't exist, belongs to the queue, or may be NULL, and for
         a payload column whose name the queue needs.
     """
-    if options.unique_by is None:
-        return
-    check_own_names(table, "unique_by", UNIQUE_COLUMNS)
-    check_key(
-        table,
-        "unique_by",
-        options.unique_by,
-        unfit=(*LAYOUTS[options.layout].columns, *UNIQUE_COLUMNS),
-        because=IS_OWN,
-        if_null="a unique index allows any number of NULLs",
-    )
+    if options.unique_by is not None:
+        check_payload_key(
+            table, "unique_by", options.unique_by, options.layout, UNIQUE_COLUMNS,
+            if_null="a unique index allows any number of NULLs",
+        )  # fmt: skip
