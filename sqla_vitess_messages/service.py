@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import Self
 
 from .forking import forget_in_child
 from .runtime import Condition, Runtime, ThreadRuntime
@@ -124,6 +125,25 @@ class BaseService:
 
 class ThreadService(BaseService):
     """A service that runs in threads."""
+
+    def start(self) -> None:
+        """Begin."""
+        raise NotImplementedError
+
+    def stop(self) -> bool:
+        """End, and return whether everything was finished in time."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        try:
+            self.stop()
+        except BaseException:
+            if kind is None:  # Otherwise the block's own error is raised.
+                raise
 
     def _make_runtime(self) -> Runtime:
         return ThreadRuntime()

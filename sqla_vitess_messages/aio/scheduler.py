@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -71,14 +70,3 @@ class AsyncScheduler(AsyncioService, BaseScheduler):
         :raises BaseException: an unexpected error that has ended the scheduler.
         """
         return await greenlet_spawn(self._stop)
-
-    async def __aenter__(self) -> AsyncScheduler:
-        await self.start()
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        if kind is None:
-            await self.stop()
-        else:
-            # All of this has to be done, also when the caller is cancelled again.
-            await asyncio.shield(greenlet_spawn(self._shut_down))

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Self
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -20,6 +21,25 @@ __all__ = ["AsyncioService", "begin_session"]
 
 class AsyncioService(BaseService):
     """A service that runs in the event loop that starts it."""
+
+    async def start(self) -> None:
+        """Begin."""
+        raise NotImplementedError
+
+    async def stop(self) -> bool:
+        """End, and return whether everything was finished in time."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is None:
+            await self.stop()
+        else:
+            # All of this has to be done, also when the caller is cancelled again.
+            await asyncio.shield(greenlet_spawn(self._shut_down))
 
     def _make_runtime(self) -> Runtime:
         return AsyncioRuntime()

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -165,14 +164,3 @@ class AsyncWorker(AsyncioService, BaseWorker[M]):
         :raises BaseException: the error that ended the subscriber, if one has.
         """
         return await greenlet_spawn(self._stop)
-
-    async def __aenter__(self) -> AsyncWorker[M]:
-        await self.start()
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        if kind is None:
-            await self.stop()
-        else:
-            # All of this has to be done, also when the caller is cancelled again.
-            await asyncio.shield(greenlet_spawn(self._shut_down))

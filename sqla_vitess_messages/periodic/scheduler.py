@@ -112,14 +112,3 @@ class Scheduler(ThreadService, BaseScheduler):
         :raises BaseException: an unexpected error that has ended the scheduler.
         """
         return self._stop()
-
-    def __enter__(self) -> Scheduler:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        try:
-            self.stop()
-        except BaseException:
-            if kind is None:  # Otherwise the block's own error is raised.
-                raise

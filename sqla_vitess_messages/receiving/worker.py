@@ -350,14 +350,3 @@ class Worker(ThreadService, BaseWorker[M]):
         :raises BaseException: the error that ended the subscriber, if one has.
         """
         return self._stop()
-
-    def __enter__(self) -> Worker[M]:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        try:
-            self.stop()
-        except BaseException:
-            if kind is None:  # Otherwise the block's own error is raised.
-                raise
