@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from sqlalchemy import BigInteger, insert, literal, select
-from sqlalchemy.orm import Session
 
 from benchmarks.figures import QUICK, ROUNDS, Figure, Goal, scaled
 from benchmarks.tables import BODY, Bench, bench
-from sqla_vitess_messages import Subscriber, clock, random_id
+from benchmarks.work import receive_each, receive_in_groups
+from sqla_vitess_messages import clock, random_id
 
 WAITING = scaled(100_000)
 MANY, SOME = WAITING, 1_000
@@ -47,10 +46,12 @@ def _costs(database: str, url: str) -> Iterator[Figure]:
         }
         for count, queue in queues.items():
             _fill(queue, WAITING, count or MANY)
-            _drain(queue, MESSAGES)  # Until then the server is still writing the table's pages.
+            receive_in_groups(
+                queue, MESSAGES
+            )  # Until then the server is still writing the table's pages.
         for _ in range(ROUNDS):
             for count, queue in queues.items():
-                keys[count].append(_drain(queue, MESSAGES))
+                keys[count].append(receive_in_groups(queue, MESSAGES))
     for count in (MANY, SOME):
         yield Figure(
             f"{database}: receive and ack in groups, ordered by {count:,} keys",
@@ -66,8 +67,8 @@ def _one_key(database: str, url: str) -> Figure:
     """Handle the messages of one key, each with its ack in a transaction of its own."""
     with bench(url, keyed=True, ordered_by="okey") as queue:
         _fill(queue, WAITING, 1)
-        _handle_each(queue, OF_ONE_KEY // 10)
-        values = [_handle_each(queue, OF_ONE_KEY) for _ in range(ROUNDS)]
+        receive_each(queue, OF_ONE_KEY // 10)
+        values = [receive_each(queue, OF_ONE_KEY) for _ in range(ROUNDS)]
     required = [PER_SECOND] * len(values)
     name = f"{database}: effect and ack in one transaction per message, one key"
     goal = Goal(1, limit="five statements and two commits for a message, one after the other")
@@ -83,10 +84,12 @@ def _growth(database: str, url: str) -> Iterator[Figure]:
         }
         for size, queue in queues.items():
             _fill(queue, size, SOME)
-            _drain(queue, SOME)  # Until then the server is still writing the table's pages.
+            receive_in_groups(
+                queue, SOME
+            )  # Until then the server is still writing the table's pages.
         for _ in range(ROUNDS):
             for size, queue in queues.items():
-                costs[size].append(1e6 / _drain(queue, OF_GROWTH))
+                costs[size].append(1e6 / receive_in_groups(queue, OF_GROWTH))
     for size in SIZES[1:]:
         yield Figure(
             f"{database}: receive and ack in order while {size:,} messages wait",
@@ -96,29 +99,6 @@ def _growth(database: str, url: str) -> Iterator[Figure]:
             costs[size],
             costs[SIZES[0]],
         )
-
-
-def _drain(queue: Bench, count: int) -> float:
-    """Receive messages, and ack them in groups."""
-    with Subscriber(queue.model, queue.bind, max_concurrency=2_000) as subscriber:
-        started, done = time.perf_counter(), 0
-        while done < count:
-            messages = subscriber.get_many(min(500, count - done), 30)
-            done += len([subscriber.ack(message) for message in messages])
-        subscriber.flush()
-        return count / (time.perf_counter() - started)
-
-
-def _handle_each(queue: Bench, count: int) -> float:
-    with Subscriber(queue.model, queue.bind) as subscriber:
-        started = time.perf_counter()
-        for _ in range(count):
-            message = subscriber.get(30)
-            assert message is not None
-            with Session(queue.engine) as session, session.begin():
-                session.add(queue.effect(id=message.id))
-                message.ack(session)
-        return count / (time.perf_counter() - started)
 
 
 def _fill(queue: Bench, size: int, keys: int) -> None:

@@ -13,8 +13,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.figures import Figure, compare, scaled
 from benchmarks.tables import Bench, bench
-from benchmarks.work import per_second
-from sqla_vitess_messages import Subscriber
+from benchmarks.work import per_second, receive_in_groups
 
 TOGETHER = 10_000
 EACH = 500
@@ -104,9 +103,4 @@ def _add_each(queue: Bench, count: int) -> float:
 
 def _drain(queue: Bench, count: int) -> float:
     _clear(queue, range(count))
-    with Subscriber(queue.model, queue.bind, max_concurrency=2_000) as subscriber:
-        started, done = time.perf_counter(), 0
-        while done < count:
-            done += len([subscriber.ack(m) for m in subscriber.get_many(500, 30)])
-        subscriber.flush()
-        return per_second(count, started)
+    return receive_in_groups(queue, count)

@@ -91,12 +91,17 @@ def receive_burst(queue: Bench, count: int, **options: Any) -> float:
 
 
 def drain(queue: Bench, count: int, **options: Any) -> float:
-    """Receive a backlog, and ack it in groups."""
+    """Enqueue so many messages, then receive them, and ack them in groups."""
     queue.enqueue(count)
+    return receive_in_groups(queue, count, **options)
+
+
+def receive_in_groups(queue: Bench, count: int, **options: Any) -> float:
+    """Receive so many of the messages that wait, and ack them in groups."""
     with Subscriber(queue.model, queue.bind, max_concurrency=2_000, **options) as subscriber:
         started, done = time.perf_counter(), 0
         while done < count:
-            messages = subscriber.get_many(500, 30)
+            messages = subscriber.get_many(min(500, count - done), 30)
             done += len([subscriber.ack(message) for message in messages])
         subscriber.flush()
         return per_second(count, started)
@@ -105,7 +110,12 @@ def drain(queue: Bench, count: int, **options: Any) -> float:
 def handle_each(queue: Bench, count: int, **options: Any) -> float:
     """Handle a backlog, each effect and ack in their own transaction."""
     queue.enqueue(count)
-    with Subscriber(queue.model, queue.bind, max_concurrency=1_000, **options) as subscriber:
+    return receive_each(queue, count, max_concurrency=1_000, **options)
+
+
+def receive_each(queue: Bench, count: int, **options: Any) -> float:
+    """Handle so many of the messages that wait, each effect and ack in their own transaction."""
+    with Subscriber(queue.model, queue.bind, **options) as subscriber:
         started = time.perf_counter()
         for _ in range(count):
             message = subscriber.get(30)
