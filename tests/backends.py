@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import URL, BigInteger, Engine, String, make_url, select
+import pytest
+from sqlalchemy import URL, BigInteger, Connection, Engine, String, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqla_vitess_messages import (
@@ -74,6 +75,14 @@ STREAMS = ("stream", "grpc")
 
 PULLING = [backend for backend in BACKENDS if backend.transport == "auto"]
 """The backends without a stream, which may be sent more messages than it has free slots."""
+
+pulling_in_threads = pytest.mark.parametrize(
+    "backend",
+    [backend for backend in PULLING if backend.driver is None],
+    indirect=True,
+    ids=lambda backend: backend.name,
+)
+"""For tests to which neither the transport nor asyncio makes a difference: each server once."""
 
 
 def make_queue_class(
@@ -176,6 +185,16 @@ def ack(engine: Engine, *messages: Any) -> None:
                 message.ack(session)
 
     retry_transaction(transaction)
+
+
+def all_rows(bind: Connection | Session, table: Any) -> Iterator[Any]:
+    """Read a whole table in chunks, because Vitess refuses to send more than 10,000 rows."""
+    last = 0
+    while rows := bind.execute(
+        select(table).where(table.c.id > last).order_by(table.c.id).limit(5000)
+    ).all():
+        yield from rows
+        last = rows[-1].id
 
 
 def row(engine: Engine, message: Any) -> Any:

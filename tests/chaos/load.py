@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Engine, create_engine, select
+from sqlalchemy import BigInteger, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_vitess_messages import AlreadySettled, QueueOptions, Subscriber, TransportName, random_id
 from sqla_vitess_messages.vitess.vschema import AddVindex, alter_vschema, wait_until_routable
-from tests.backends import enqueue, eventually, make_queue_class
+from tests.backends import all_rows, enqueue, eventually, make_queue_class
 from tools.vitess import Cluster
 from tools.vitess.cluster import MAIN, SHARDED
 
@@ -96,11 +95,11 @@ class Load:
         self._producer.join()
         # Only the table shows the outcome of a commit whose response was lost.
         with self.engine.connect() as connection:
-            enqueued = {row.id for row in _rows(connection, self.queue.__table__)}
+            enqueued = {row.id for row in all_rows(connection, self.queue.__table__)}
         assert self.committed <= enqueued
         eventually(lambda: self._settled() == enqueued, within=60)
         with self.engine.connect() as connection:
-            effects = [row.message_id for row in _rows(connection, self.effect.__table__)]
+            effects = [row.message_id for row in all_rows(connection, self.effect.__table__)]
         assert len(effects) == len(set(effects))
         assert set(effects) == enqueued
 
@@ -113,7 +112,7 @@ class Load:
 
     def _settled(self) -> set[int]:
         with self.engine.connect() as connection:
-            rows = _rows(connection, self.queue.__table__)
+            rows = all_rows(connection, self.queue.__table__)
             return {row.id for row in rows if row.time_acked is not None}
 
     def _produce(self) -> None:
@@ -141,13 +140,3 @@ class Load:
                     session.add(self.effect(id=random_id(), message_id=message.id, tenant=tenant))
                     message.ack(session)
                 self.consumed += 1
-
-
-def _rows(connection: Connection, table: Any) -> Iterator[Any]:
-    """Read a whole table in chunks, because Vitess refuses to send more than 10,000 rows."""
-    last = 0
-    while rows := connection.execute(
-        select(table).where(table.c.id > last).order_by(table.c.id).limit(5000)
-    ).all():
-        yield from rows
-        last = rows[-1].id

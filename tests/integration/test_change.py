@@ -19,11 +19,11 @@ from sqla_vitess_messages.failures import MessageFailuresMixin
 from sqla_vitess_messages.rows.transient import retry_transaction
 from tests.backends import (
     BACKENDS,
-    STREAMS,
     Backend,
     ack,
     async_url,
     eventually,
+    pulling_in_threads,
     row,
 )
 
@@ -32,13 +32,6 @@ MakeQueue = Callable[..., type[Any]]
 
 MANY = 12_000
 """More rows than Vitess allows in a result or an UPDATE."""
-
-one_transport_each = pytest.mark.parametrize(
-    "backend",
-    [backend for backend in BACKENDS if backend.transport not in STREAMS and not backend.driver],
-    indirect=True,
-    ids=lambda backend: backend.name,
-)
 
 
 def keep_failures(make_queue: MakeQueue, **options: Any) -> type[Any]:
@@ -258,7 +251,7 @@ def test_a_holder_whose_lease_ran_out_before_a_reschedule_may_only_ack(
     ack(engine, message)
 
 
-@one_transport_each
+@pulling_in_threads
 def test_as_many_messages_as_there_are_can_be_changed(
     engine: Engine, make_queue: MakeQueue
 ) -> None:
@@ -275,7 +268,7 @@ def test_as_many_messages_as_there_are_can_be_changed(
     assert count(engine, queue) == 0
 
 
-@one_transport_each
+@pulling_in_threads
 def test_a_session_is_flushed_and_a_rollback_undoes_it_all(
     engine: Engine, queue: type[Any]
 ) -> None:
@@ -291,7 +284,7 @@ def test_a_session_is_flushed_and_a_rollback_undoes_it_all(
         assert queue.cancel(connection, queue.body == "old") == 1
 
 
-@one_transport_each
+@pulling_in_threads
 def test_a_message_that_its_session_has_expired_is_found(engine: Engine, queue: type[Any]) -> None:
     message = queue()
     with Session(engine) as session:
@@ -322,7 +315,7 @@ def test_in_a_sharded_keyspace_statements_name_the_shards_of_the_messages(
     assert all("tenant` IN" in text or "tenant IN" in text for text in changing)
 
 
-@one_transport_each
+@pulling_in_threads
 def test_it_works_in_coroutines(
     engine: Engine, url: str, queue: type[Any], backend: Backend
 ) -> None:
@@ -355,7 +348,7 @@ def test_a_reschedule_in_a_transaction_that_waits_for_a_delivery_changes_nothing
     ack(engine, message)
 
 
-@one_transport_each
+@pulling_in_threads
 @pytest.mark.parametrize("action", ["cancel", "run_now"])
 def test_a_change_locks_no_other_message(
     engine: Engine, queue: type[Any], backend: Backend, action: str

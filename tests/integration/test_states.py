@@ -14,17 +14,19 @@ from sqlalchemy.orm import DeclarativeBase, Session, aliased
 from sqla_vitess_messages import InvalidArgument, QueueOptions
 from sqla_vitess_messages.failures import MessageFailuresMixin
 from sqla_vitess_messages.vitess.server import is_sqlite
-from tests.backends import BACKENDS, STREAMS, Backend, ack, eventually, make_queue_class, row
+from tests.backends import (
+    BACKENDS,
+    STREAMS,
+    Backend,
+    ack,
+    eventually,
+    make_queue_class,
+    pulling_in_threads,
+    row,
+)
 
 Subscribe = Callable[..., Any]
 MakeQueue = Callable[..., type[Any]]
-
-pulling_in_threads = pytest.mark.parametrize(
-    "backend",
-    [backend for backend in BACKENDS if backend.transport not in STREAMS and not backend.driver],
-    indirect=True,
-    ids=lambda backend: backend.name,
-)
 
 
 def failures_base() -> Any:

@@ -17,16 +17,9 @@ from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import Discard, InvalidArgument, InvalidArgumentType, Retry
 from sqla_vitess_messages.aio import wait
-from tests.backends import BACKENDS, STREAMS, Backend, ack, async_url
+from tests.backends import BACKENDS, Backend, ack, async_url, pulling_in_threads
 
 Wait = Callable[..., list[str]]
-
-pulling_in_threads = pytest.mark.parametrize(
-    "backend",
-    [backend for backend in BACKENDS if backend.transport not in STREAMS and not backend.driver],
-    indirect=True,
-    ids=lambda backend: backend.name,
-)
 
 
 def enqueue(engine: Engine, *messages: Any) -> None:

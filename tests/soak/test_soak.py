@@ -26,7 +26,7 @@ from sqla_vitess_messages import (
     Worker,
     random_id,
 )
-from tests.backends import eventually, make_queue_class
+from tests.backends import all_rows, eventually, make_queue_class
 from tests.servers import server_url
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
@@ -45,16 +45,6 @@ def resident_megabytes() -> float:
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def all_rows(session: Session, table: Any) -> Iterator[Any]:
-    """Read a whole table in chunks, because Vitess refuses to send more than 10,000 rows."""
-    last = 0
-    while rows := session.execute(
-        select(table).where(table.c.id > last).order_by(table.c.id).limit(5000)
-    ).all():
-        yield from rows
-        last = rows[-1].id
 
 
 def produce(queue: type[Any], sessions: sessionmaker[Session]) -> tuple[set[int], float, int]:
