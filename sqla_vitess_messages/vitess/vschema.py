@@ -75,10 +75,11 @@ LOCK_TIMEOUT = 30
 """Whole seconds to wait for the lock; after that the change is made without it."""
 
 PROPAGATION_DELAY = 0.2
-"""Seconds to wait until every vtgate has received a change, as none of them reports that.
+"""Seconds, at least, to wait until every vtgate has received a change, as none reports that.
 
 The vtgate that made the change may receive an earlier one in this time, too, and then doesn't know
-the later one for a moment.
+the later one for a moment. Nor does it while it rebuilds its view because of a new table, which it
+began before the change.
 """
 
 ATTEMPTS = 3
@@ -278,8 +279,10 @@ def alter_vschema(connection: Connection, statement: ExecutableDDLElement) -> No
     for _ in range(ATTEMPTS):
         connection.execute(select(func.get_lock(LOCK, LOCK_TIMEOUT)))
         try:
+            started_at = time.monotonic()
             connection.execute(statement)
-            time.sleep(PROPAGATION_DELAY)
+            # Servers that are slow to make a change are slow to propagate it, too.
+            time.sleep(max(PROPAGATION_DELAY, time.monotonic() - started_at))
         except DBAPIError as error:
             # Another client was faster, without the lock.
             if "stale" not in str(error.orig).lower():
@@ -296,17 +299,26 @@ def wait_until_routable(
 ) -> None:
     """Wait until vtgate can route to a new table, and the tablets have it.
 
+    In a sharded keyspace that includes its vindexes, without which vtgate can read, but not write.
+
     :param timeout: seconds.
     :raises QueueNotFound: when they can't in time.
     """
     end = time.monotonic() + timeout
+    needs_vindex = is_sharded(connection, table)
     probe = select(*table.primary_key.columns).limit(1)
-    while True:
+
+    def is_routable() -> bool:
         with suppress(DBAPIError):
             connection.execute(probe)
+            return not needs_vindex or bool(vindexes_of(connection, table))
+        return False
+
+    while True:
+        if is_routable():
             time.sleep(PROPAGATION_DELAY)
-            connection.execute(probe)
-            return
+            if is_routable():
+                return
         if time.monotonic() >= end:
             raise QueueNotFound(
                 f"table {table.name!r} was created, but vtgate can't route to it after "
