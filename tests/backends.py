@@ -204,7 +204,7 @@ def row(engine: Engine, message: Any) -> Any:
         return connection.execute(select(table).where(table.c.id == message.id)).one_or_none()
 
 
-def eventually(condition: Callable[[], Any], within: float = 15) -> Any:
+def eventually(condition: Callable[[], Any], within: float = 30) -> Any:
     """Poll a condition until it is true, and return its value.
 
     :raises AssertionError: when it isn't true in time.

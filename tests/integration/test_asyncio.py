@@ -123,6 +123,10 @@ class Bench:
     def enqueue(self, *bodies: str) -> None:
         enqueue(self.engine, *(self.queue(body=body) for body in bodies))
 
+    async def enqueue_beside(self, *bodies: str) -> None:
+        """Enqueue beside a worker of the same event loop, which may have SQLite's write lock."""
+        await asyncio.to_thread(self.enqueue, *bodies)
+
     def stats(self) -> Any:
         with Session(self.engine) as session:
             return self.queue.stats(session)
@@ -486,9 +490,9 @@ def test_a_handler_that_cancels_its_own_task_affects_its_message_alone(bench: Be
 
     async def main() -> None:
         async with bench.working(work, concurrency=1):
-            bench.enqueue("cancels", "suppresses")
+            await bench.enqueue_beside("cancels", "suppresses")
             await bench.settled(1, dead=1)
-            bench.enqueue("fine")
+            await bench.enqueue_beside("fine")
             await bench.settled(2, dead=1)
 
     bench.run(main)
@@ -509,7 +513,7 @@ def test_a_task_of_a_worker_that_others_cancel_ends_it_with_an_error(
 ) -> None:
     async def main() -> None:
         async with AsyncWorker(bench.subscriber(), bench.apply, bench.sessions, concurrency=1):
-            bench.enqueue("one")
+            await bench.enqueue_beside("one")
             await bench.settled(1)
             [task] = [one for one in asyncio.all_tasks() if one.get_name().startswith(name)]
             task.cancel()

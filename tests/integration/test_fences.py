@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -150,7 +151,12 @@ def test_vitess_postpones_a_later_generation_by_its_shortest_backoff(
     def postponed_for() -> float:
         """Return for how many seconds a message of the fourth generation is postponed."""
         enqueue(engine, queue())
-        settle(engine, subscriber.get(20), "fail")
+        message = subscriber.get(20)
+        try:
+            settle(engine, message, "fail")
+        except LeaseLost:
+            ack(engine, message)
+            return math.inf
         with engine.begin() as connection:
             later = update(queue).where(queue.time_next == DEAD)
             connection.execute(later.values(epoch=3 * GENERATION + 7, time_next=1))
@@ -161,5 +167,6 @@ def test_vitess_postpones_a_later_generation_by_its_shortest_backoff(
         ack(engine, message)
         return seconds
 
-    # A message that a busy server is slow to stream is pulled, with the backoff of its attempts.
-    assert min(postponed_for() for _ in range(3)) < 22
+    # What a busy server is slow to stream, or to postpone, is pulled: that loses the lease of a
+    # message that was streamed, and another one has the backoff of its attempts.
+    eventually(lambda: postponed_for() < 22, within=60)

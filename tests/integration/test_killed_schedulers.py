@@ -19,8 +19,10 @@ from tests.backends import BACKENDS, make_queue_class
 from tests.victims import Victim
 
 SCHEDULERS = 4
-ENOUGH = 300
-INTERVAL = timedelta(seconds=0.2)
+ENOUGH = 120
+INTERVAL = timedelta(seconds=0.5)
+"""No shorter than a busy machine can keep up with: what is late when a scheduler starts is left to
+the others, and is lost with them."""
 
 pytestmark = pytest.mark.parametrize(
     "backend",
