@@ -168,7 +168,8 @@ class BaseStreamTransport(BaseTransport[M]):
         if is_too_large(failure) or self._failures >= FAILURES_IN_SUCCESSION:
             self._suspected_until = now + max(2 * lease, SUSPECTED_FOR)
             log.warning(
-                "the stream failed, perhaps because of large messages: pulling for %.0f s",
+                "the stream failed, as it does when messages are too large or servers restart: "
+                "pulling for %.0f s",
                 self._suspected_until - now, extra={"queue": self._table.name},
             )  # fmt: skip
 
