@@ -9,7 +9,7 @@ from typing import Any
 import sqla_vitess_alembic  # noqa: F401  # Registers the operations that are documented.
 import typer.main
 from docutils.nodes import Element
-from sphinx.addnodes import desc_annotation
+from sphinx.addnodes import desc_annotation, pending_xref
 from sphinx.application import Sphinx
 from sqlalchemy.exc import SAWarning
 from typer.cli import get_docs_for_click
@@ -31,7 +31,23 @@ html_extra_path = ["llms.txt"]
 myst_heading_anchors = 3
 smartquotes_action = "qe"  # The dashes of options are two.
 autodoc_member_order = "bysource"
-suppress_warnings = ["myst.xref_missing"]  # Links to files that aren't pages of the site.
+
+
+PAGES = {
+    "CHANGELOG": "changes",
+    "CONTRIBUTING": "contributing",
+    "examples/README": "examples",
+    "reference": "reference/models",
+}
+"""The site's pages for files and folders that links on GitHub lead to."""
+
+
+def _link_pages(_app: Sphinx, document: Element) -> None:
+    for link in document.findall(pending_xref):
+        target = link["reftarget"].removesuffix(".md")
+        for name, page in PAGES.items():
+            if target == name or target.endswith(f"/{name}"):
+                link.attributes |= {"refdomain": "doc", "reftarget": page, "reftargetid": None}
 
 
 def _add_commands(_app: Sphinx, docname: str, source: list[str]) -> None:
@@ -55,3 +71,4 @@ def setup(app: Sphinx) -> None:
     """Connect what this project adds; called by Sphinx."""
     app.connect("object-description-transform", _hide_mapped_columns)
     app.connect("source-read", _add_commands)
+    app.connect("doctree-read", _link_pages)
