@@ -45,8 +45,8 @@ class AsyncSubscriber(BaseSubscriber[M, "asyncio.Future[None]"]):
         in the subscriber included. A message counts until its settlement's transaction has
         committed, or until its lease has ended in the database. Default: 100; in a worker, twice
         as many as its handlers have at a time.
-    :param max_attempts: how often a message may have been handed out; one that comes once more is
-        dead. Default: no limit.
+    :param max_attempts: how often a message is handed out at most. One that isn't settled by then
+        becomes dead. Default: no limit.
     :param on_event: called with each :class:`.events.Event`. It must return soon: receiving waits
         for it.
     :raises InvalidArgument: when an argument has a value that can't work.
@@ -113,22 +113,23 @@ class AsyncSubscriber(BaseSubscriber[M, "asyncio.Future[None]"]):
                 for message in await self.get_many(1):
                     yield message
 
-    async def get(self, timeout: float | None = None) -> M | None:
+    async def get(self, timeout: float | timedelta | None = None) -> M | None:
         """Return the next message, now leased to the caller.
 
-        :param timeout: seconds to wait; None waits until one comes or the subscriber closes.
+        :param timeout: seconds, or a timedelta, to wait; None waits until one comes or the
+            subscriber closes.
         :return: None when the time is over.
         :raises SubscriberClosed: when the subscriber isn't open.
         """
         messages = await self.get_many(1, timeout)
         return messages[0] if messages else None
 
-    async def get_many(self, limit: int, timeout: float | None = None) -> list[M]:
+    async def get_many(self, limit: int, timeout: float | timedelta | None = None) -> list[M]:
         """Return messages as soon as there is one: those that wait, up to a limit.
 
         :param limit: how many at most.
-        :param timeout: seconds to wait for the first; None waits until one comes or the
-            subscriber closes.
+        :param timeout: seconds, or a timedelta, to wait for the first; None waits until one comes
+            or the subscriber closes.
         :return: an empty list when the time is over.
         :raises SubscriberClosed: when the subscriber isn't open.
         """
@@ -150,11 +151,11 @@ class AsyncSubscriber(BaseSubscriber[M, "asyncio.Future[None]"]):
         """
         return await greenlet_spawn(self._extend, messages, seconds)
 
-    async def flush(self, timeout: float | None = None) -> bool:
+    async def flush(self, timeout: float | timedelta | None = None) -> bool:
         """Wait until all settlements handed to this subscriber are committed or have failed.
 
-        :param timeout: seconds to wait at most.
+        :param timeout: seconds, or a timedelta, to wait at most.
         :return: False when the time was over first.
         :raises SubscriberClosed: when the subscriber isn't open.
         """
-        return await greenlet_spawn(self._open_loop().batcher.flush, timeout)
+        return await greenlet_spawn(self._flush, timeout)

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
@@ -257,8 +258,11 @@ class BaseSubscriber(Generic[M, FutureT]):
         if loop is not None:
             loop.close()
 
-    def _get_many(self, limit: int, timeout: float | None) -> list[M]:
-        return self._open_loop().get_many(limit, timeout)
+    def _get_many(self, limit: int, timeout: float | timedelta | None) -> list[M]:
+        return self._open_loop().get_many(limit, _seconds(timeout))
+
+    def _flush(self, timeout: float | timedelta | None) -> bool:
+        return self._open_loop().batcher.flush(_seconds(timeout))
 
     def _extend(self, messages: Sequence[M], seconds: float | timedelta) -> list[M]:
         loop = self._open_loop()
@@ -282,8 +286,8 @@ class Subscriber(BaseSubscriber[M, Future[None]]):
         in the subscriber included. A message counts until its settlement's transaction has
         committed, or until its lease has ended in the database. Default: 100; in a worker, twice
         as many as its handlers have at a time.
-    :param max_attempts: how often a message may have been handed out; one that comes once more is
-        dead. Default: no limit.
+    :param max_attempts: how often a message is handed out at most. One that isn't settled by then
+        becomes dead. Default: no limit.
     :param on_event: called with each :class:`.events.Event`, in the thread where it is noticed. It
         must return soon: receiving waits for it.
     :raises InvalidArgument: when an argument has a value that can't work.
@@ -355,22 +359,23 @@ class Subscriber(BaseSubscriber[M, Future[None]]):
             while True:
                 yield from self._get_many(1, None)
 
-    def get(self, timeout: float | None = None) -> M | None:
+    def get(self, timeout: float | timedelta | None = None) -> M | None:
         """Return the next message, now leased to the caller.
 
-        :param timeout: seconds to wait; None waits until one comes or the subscriber closes.
+        :param timeout: seconds, or a timedelta, to wait; None waits until one comes or the
+            subscriber closes.
         :return: None when the time is over.
         :raises SubscriberClosed: when the subscriber isn't open.
         """
         messages = self._get_many(1, timeout)
         return messages[0] if messages else None
 
-    def get_many(self, limit: int, timeout: float | None = None) -> list[M]:
+    def get_many(self, limit: int, timeout: float | timedelta | None = None) -> list[M]:
         """Return messages as soon as there is one: those that wait, up to a limit.
 
         :param limit: how many at most.
-        :param timeout: seconds to wait for the first; None waits until one comes or the
-            subscriber closes.
+        :param timeout: seconds, or a timedelta, to wait for the first; None waits until one comes
+            or the subscriber closes.
         :return: an empty list when the time is over.
         :raises SubscriberClosed: when the subscriber isn't open.
         """
@@ -389,11 +394,19 @@ class Subscriber(BaseSubscriber[M, Future[None]]):
         """
         return self._extend(messages, seconds)
 
-    def flush(self, timeout: float | None = None) -> bool:
+    def flush(self, timeout: float | timedelta | None = None) -> bool:
         """Wait until all settlements handed to this subscriber are committed or have failed.
 
-        :param timeout: seconds to wait at most.
+        :param timeout: seconds, or a timedelta, to wait at most.
         :return: False when the time was over first.
         :raises SubscriberClosed: when the subscriber isn't open.
         """
-        return self._open_loop().batcher.flush(timeout)
+        return self._flush(timeout)
+
+
+def _seconds(timeout: float | timedelta | None) -> float | None:
+    """Return a timeout in seconds. One below 0 is over already.
+
+    :raises InvalidArgumentType: when it is neither a number, nor a timedelta, nor None.
+    """
+    return None if timeout is None else clock.to_seconds(timeout, "timeout", minimum=-math.inf)

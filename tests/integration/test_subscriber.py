@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -360,6 +360,17 @@ def test_get_many_returns_what_is_there(
     enqueue(engine, *(queue() for _ in range(3)))
     got: list[Any] = []
     eventually(lambda: got.extend(subscriber.get_many(5, timeout=5)) or len(got) == 3)
+
+
+def test_a_timeout_is_in_seconds_or_a_timedelta(queue: type[Any], subscribe: Subscribe) -> None:
+    subscriber = subscribe(queue)
+    for timeout in (0, -0.5, 0.01, timedelta(milliseconds=10)):
+        assert subscriber.get(timeout) is None
+        assert subscriber.get_many(5, timeout) == []
+        assert subscriber.flush(timeout)
+    for call in (subscriber.get, partial(subscriber.get_many, 5), subscriber.flush):
+        with pytest.raises(TypeError, match="timeout='1': expected seconds"):
+            call("1")
 
 
 def test_a_password_shows_in_no_log_and_no_repr(
