@@ -87,7 +87,7 @@ def _run_shell(example: Example) -> None:
 
 def _run_commands(lines: str) -> None:
     for line in lines.splitlines():
-        command, *arguments = shlex.split(line)
+        command, *arguments = shlex.split(line, comments=True)
         if command == "alembic":
             done = subprocess.run(  # noqa: S603  # The commands are in this project's docs.
                 [sys.executable, "-m", "alembic", *arguments],

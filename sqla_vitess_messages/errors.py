@@ -46,13 +46,14 @@ class InvalidQueue(InvalidArgument):
 class SettlementError(MessageQueueError):
     """Messages could not be settled.
 
-    :param message_ids: the messages among which are those that the error is about.
+    :param message_ids: the ids of the call's or statement's messages; not all of them need have
+        failed.
     """
 
     def __init__(self, text: str = "", *, message_ids: Sequence[int] = ()) -> None:
         super().__init__(text)
         self.message_ids = tuple(message_ids)
-        """The ids of the messages among which are those that the error is about."""
+        """The ids of the call's or statement's messages; not all of them need have failed."""
 
 
 class AlreadySettled(SettlementError):

@@ -63,7 +63,8 @@ class AsyncWorker(AsyncioService, BaseWorker[M]):
         ``handler(messages, session)``.
     :param session_factory: makes an AsyncSession, such as an ``async_sessionmaker``.
     :param concurrency: how many handlers run at a time.
-    :param retry: whether and when a message whose handler failed is retried.
+    :param retry: whether and when a message whose handler failed is retried. Default:
+        ``RetryPolicy()``, with 10 deliveries at most.
     :param batch_size: gives the handler up to so many messages at a time, for one transaction. When
         it fails, each message is handled alone, so that one can't hold up the others.
     :param shutdown_timeout: seconds, or a timedelta, to let running handlers finish at the end.

@@ -15,7 +15,7 @@ __all__ = ["app"]
 app = typer.Typer(
     name="sqla-vitess-messages",
     help="Message queues in your SQL database, as SQLAlchemy models.\n\n"
-    "Exit codes: 0, done; 1, it has found what is wrong, or an id matches nothing; 2, it can't be "
+    "Exit codes: 0, done; 1, a problem was found, or an id matches nothing; 2, it can't be "
     "done, such as for a wrong argument or a database that can't be reached.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -37,7 +37,7 @@ Delay = Annotated[
     typer.Option(
         "--in",
         metavar="SECONDS",
-        help="Deliver it later; also as 15m, 2h or 7d.",
+        help="Deliver it later; also as 15m, 2h, 7d or 4w.",
         show_default=False,
     ),
 ]

@@ -116,7 +116,7 @@ def reschedule(
     target: Target,
     url: Url,
     delay: Annotated[
-        str, typer.Option("--in", metavar="SECONDS", help="From now; also as 15m, 2h or 7d.")
+        str, typer.Option("--in", metavar="SECONDS", help="From now; also as 15m, 2h, 7d or 4w.")
     ],
     ids: Ids = None,
     everything: Everything = False,

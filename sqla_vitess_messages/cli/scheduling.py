@@ -32,7 +32,7 @@ def schedule(
             "--next",
             min=1,
             max=1000,
-            help="Print so many coming ticks of each, and exit.",
+            help="Print this many coming ticks of each, and exit.",
             show_default=False,
         ),
     ] = None,

@@ -42,7 +42,7 @@ def stats(
         str | None,
         typer.Option(
             metavar="[SECONDS]",
-            help="Count again every so many seconds, until Ctrl-C, with the messages enqueued and "
+            help="Count again every SECONDS seconds, until Ctrl-C, with the messages enqueued and "
             f"settled per second. Default: {DEFAULT_INTERVAL:g}.",
             show_default=False,
         ),
@@ -51,7 +51,7 @@ def stats(
 ) -> int:
     """Count the messages of each queue by their state.
 
-    Counting reads an index of the whole queue, so it takes the longer, the more messages there are.
+    Counting reads an index of the whole queue, so the more messages there are, the longer it takes.
     """
     interval = None if watch is None else _interval(watch)
     if interval is not None and as_json:

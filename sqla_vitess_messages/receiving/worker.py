@@ -253,11 +253,12 @@ class Worker(ThreadService, BaseWorker[M]):
         batch mode as ``handler(messages, session)``.
     :param session_factory: makes a session, such as a ``sessionmaker``.
     :param concurrency: how many handlers run at a time.
-    :param retry: whether and when a message whose handler failed is retried.
+    :param retry: whether and when a message whose handler failed is retried. Default:
+        ``RetryPolicy()``, with 10 deliveries at most.
     :param batch_size: gives the handler up to so many messages at a time, for one transaction. When
         it fails, each message is handled alone, so that one can't hold up the others.
     :param shutdown_timeout: seconds, or a timedelta, to let running handlers finish at the end.
-        The messages of those that don't come back when their lease is over.
+        The messages of handlers that don't are delivered again when their leases are over.
     :param periodic: :class:`Periodic` objects that the worker schedules beside its work, as a
         :class:`Scheduler` does.
     :raises InvalidArgument: when an argument has a value that can't work.

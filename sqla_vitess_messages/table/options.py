@@ -191,7 +191,8 @@ class QueueOptions(CommentOptions):
 
     Durations are seconds (int or float) or a :class:`~datetime.timedelta`, from 1 ms up.
 
-    :param ack_wait: how long a message that was handed out may stay unacked before it comes back.
+    :param ack_wait: how long a consumer has for a message. One that isn't settled comes back after
+        this and the backoff.
     :param purge_after: how long after its ack a message is deleted.
     :param batch_size: how many messages Vitess sends at a time.
     :param cache_size: how many waiting messages the tablet keeps in memory; at least

@@ -59,7 +59,9 @@ def _run(arguments: argparse.Namespace) -> None:
             print(f"flush delay 100 ms  {vitess.url()}")
             print(f"flush delay 1 ms    {vitess.url(gate='vtgate-fast')}")
         else:
-            print(vitess.url())
+            for name, url in (("main", vitess.url()), ("sharded", vitess.url("sharded"))):
+                print(f"{name:8} {url}")
+            print(f"gRPC     {vitess.grpc()}")
     elif arguments.command in ("stop", "remove"):
         vitess.stop()
         if arguments.command == "remove":
