@@ -64,11 +64,13 @@ class RetryPolicy:
     """Retries with a delay that doubles at each attempt, less a random part of up to half of it.
 
     :param max_attempts: how often a message is handed out before it is dead; None for no limit.
-        An attempt that ended without a settlement counts, such as one that killed the process.
+        An attempt that ended without a settlement counts, such as one that killed the process: of
+        such a message, the largest limit of the policy and its rules is the one that holds.
     :param min_delay: seconds, or a timedelta, after the first attempt.
     :param max_delay: the longest delay, in seconds or as a timedelta.
     :param rules: the policy for an exception class and those below it, or None: such a message is
-        dead at once. Of several classes that match an exception, the most specific one counts.
+        dead at once. Of several classes that match an exception, the most specific one counts. A
+        rule for ``Exception`` itself doesn't concern :class:`Retry`.
     :raises InvalidArgument: when an argument has a value that can't work.
     :raises InvalidArgumentType: when an argument has a type that can't work.
     """
@@ -101,11 +103,16 @@ class RetryPolicy:
 
 
 def is_exhausted(policy: RetryPolicy, attempts: int) -> bool:
-    """Return whether a message was handed out as often as the policy allows.
+    """Return whether a message was handed out as often as the policy, or any of its rules, allows.
 
     :param attempts: how often it was handed out before.
     """
-    return policy.max_attempts is not None and attempts >= policy.max_attempts
+    rules = (rule for rule in policy.rules.values() if rule is not None)
+    return all(_is_exhausted_by(one, attempts) for one in (policy, *rules))
+
+
+def _is_exhausted_by(rule: RetryPolicy, attempts: int) -> bool:
+    return rule.max_attempts is not None and attempts >= rule.max_attempts
 
 
 def decide(policy: RetryPolicy, error: BaseException, attempts: int) -> RetryDecision:
@@ -121,7 +128,7 @@ def decide(policy: RetryPolicy, error: BaseException, attempts: int) -> RetryDec
     rule = _policy_for(policy, error)
     if rule is None:
         return RetryDecision(None, reason)
-    if is_exhausted(rule, attempts + 1):
+    if _is_exhausted_by(rule, attempts + 1):
         return RetryDecision(None, f"{reason} (attempt {attempts + 1} of {rule.max_attempts})")
     delay = _chosen_delay(error)
     return RetryDecision(_delay(rule, attempts) if delay is None else delay, reason)
@@ -148,6 +155,8 @@ def _members(error: BaseException) -> Iterator[BaseException]:
 
 def _policy_for(policy: RetryPolicy, error: BaseException) -> RetryPolicy | None:
     for cls in type(error).__mro__:
+        if cls is Exception and isinstance(error, Retry):
+            break  # A rule for all exceptions is about failures.
         if cls in policy.rules:
             return policy.rules[cls]
     return policy

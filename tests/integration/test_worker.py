@@ -128,6 +128,21 @@ def test_a_handler_that_fails_is_rolled_back_and_tried_again(bench: Bench) -> No
     assert epochs == [0, 1, 2]
 
 
+def test_a_rule_allows_more_attempts_than_its_policy(bench: Bench) -> None:
+    attempts: list[int] = []
+
+    def fail(message: Any, _session: Session) -> None:
+        attempts.append(message.attempts)
+        raise ConnectionError("not yet")
+
+    bench.enqueue("never")
+    rule = RetryPolicy(max_attempts=4, min_delay=0.01, max_delay=0.02)
+    bench.worker(fail, retry=RetryPolicy(max_attempts=2, rules={ConnectionError: rule}))
+    bench.settled(0, dead=1)
+    assert attempts == [0, 1, 2, 3]
+    assert bench.reasons() == ["ConnectionError: not yet (attempt 4 of 4)"]
+
+
 def test_a_message_dies_with_its_reason_when_its_attempts_are_used_up(bench: Bench) -> None:
     def fail(message: Any, _session: Session) -> None:
         raise ConnectionError(f"{message.body} " + "x" * 100)

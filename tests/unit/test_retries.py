@@ -32,6 +32,28 @@ def test_the_last_attempt_is_the_last() -> None:
     assert not is_exhausted(RetryPolicy(max_attempts=None), 10**9)
 
 
+def test_a_message_without_a_verdict_is_handed_out_as_often_as_any_rule_allows() -> None:
+    """Which of them is the one that it would fail by, nobody knows."""
+    policy = RetryPolicy(
+        max_attempts=2, rules={OSError: RetryPolicy(max_attempts=4), KeyError: None}
+    )
+    assert not is_exhausted(policy, 3)
+    assert is_exhausted(policy, 4)
+    endless = RetryPolicy(rules={OSError: RetryPolicy(max_attempts=None)})
+    assert not is_exhausted(endless, 10**9)
+
+
+def test_a_rule_for_all_exceptions_is_about_failures() -> None:
+    class Later(Retry):
+        pass
+
+    policy = RetryPolicy(rules={Exception: None})
+    assert decide(policy, ValueError(), 0).delay is None
+    assert decide(policy, Retry(5), 0).delay == 5
+    assert decide(policy, Later(5), 0).delay == 5
+    assert decide(RetryPolicy(rules={Exception: None, Later: None}), Later(5), 0).delay is None
+
+
 def test_a_handler_decides_by_raising_retry_or_discard() -> None:
     policy = RetryPolicy()
     assert decide(policy, Retry(timedelta(minutes=1)), 0).delay == 60
