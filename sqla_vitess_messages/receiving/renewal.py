@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -26,6 +28,8 @@ class LeaseRenewals:
     """Knows which leases are to be renewed, and which of them were lost. Safe for threads."""
 
     def __init__(self) -> None:
+        self.on_watch: Callable[[float], None] = lambda _end: None
+        """Called with the time at which the first of some leases ends, when these are watched."""
         self._watched: set[Lease] = set()
         self._paused: set[Lease] = set()
         self._lost: set[Lease] = set()
@@ -36,6 +40,7 @@ class LeaseRenewals:
         """Have leases renewed for the length of a block."""
         with self._lock:
             self._watched.update(leases)
+        self.on_watch(min((lease.expires_at for lease in leases), default=math.inf))
         try:
             yield
         finally:
@@ -77,7 +82,7 @@ class LeaseRenewals:
 
 
 class Heartbeat:
-    """Renews leases by ``ack_wait``, three times in that time.
+    """Renews leases by ``ack_wait``, three times in that time, and before one of them ends.
 
     :param extend: extends leases by so many seconds, and returns those that are lost.
     :param ack_wait: seconds.
@@ -93,32 +98,43 @@ class Heartbeat:
         self._renewals = renewals
         self._extend = extend
         self._ack_wait = ack_wait
+        self._interval = ack_wait / 3
+        self._next = time.monotonic() + self._interval
         self._lock = threading.RLock()
-        self._stop_requested = runtime.condition(self._lock)
+        self._changed = runtime.condition(self._lock)
         self._stopped = False
+        renewals.on_watch = self._renew_before
         self._task = runtime.start(self._run, "Heartbeat")
 
     def stop(self) -> None:
         """Renew nothing more."""
         with self._lock:
             self._stopped = True
-            self._stop_requested.notify()
+            self._changed.notify()
         if not self._task.join(STOP_TIMEOUT):
             self._task.cancel()
 
+    def _renew_before(self, end: float) -> None:
+        """Renew before a lease ends: a message that has waited for long has little time left."""
+        at = end - self._interval
+        if at < self._next:
+            with self._lock:
+                self._next = min(self._next, at)
+                self._changed.notify()
+
     def _run(self) -> None:
-        interval = self._ack_wait / 3
-        pause = interval
-        while not self._wait(pause):
-            pause = interval
+        while self._wait():
             if leases := self._renewals.to_renew():
                 try:
                     self._renewals.mark_lost(self._extend(leases, self._ack_wait))
                 except Exception as error:  # noqa: BLE001  # The next attempt may succeed.
                     log.warning("leases could not be extended: %s", error)
-                    pause = min(interval, RETRY_INTERVAL)
+                    self._renew_before(time.monotonic() + RETRY_INTERVAL + self._interval)
 
-    def _wait(self, seconds: float) -> bool:
-        """Wait for the next time to renew; return whether it is to stop."""
+    def _wait(self) -> bool:
+        """Wait for the next time to renew, and set the one after it; return False to stop."""
         with self._lock:
-            return self._stopped or self._stop_requested.wait(seconds)
+            while not self._stopped and (remaining := self._next - time.monotonic()) > 0:
+                self._changed.wait(remaining)
+            self._next = time.monotonic() + self._interval
+            return not self._stopped

@@ -84,23 +84,21 @@ def test_a_loss_ends_with_the_block() -> None:
 
 
 Extend = Callable[[Sequence[Lease], float], Sequence[Lease]]
+Start = Callable[..., Heartbeat]
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[LeaseRenewals, Extend], Heartbeat]]:
+def start() -> Iterator[Start]:
     """Return a function that starts a heartbeat, which is stopped at the end of the test."""
     started: list[Heartbeat] = []
 
-    def start(renewals: LeaseRenewals, extend: Extend) -> Heartbeat:
-        started.append(Heartbeat(renewals, extend, ACK_WAIT, ThreadRuntime()))
+    def start(renewals: LeaseRenewals, extend: Extend, ack_wait: float = ACK_WAIT) -> Heartbeat:
+        started.append(Heartbeat(renewals, extend, ack_wait, ThreadRuntime()))
         return started[-1]
 
     yield start
     for heartbeat in started:
         heartbeat.stop()
-
-
-Start = Callable[[LeaseRenewals, Extend], Heartbeat]
 
 
 def test_a_heartbeat_extends_watched_leases_until_it_is_stopped(start: Start) -> None:
@@ -124,6 +122,28 @@ def test_a_heartbeat_extends_watched_leases_until_it_is_stopped(start: Start) ->
         time.sleep(ACK_WAIT)
         assert len(extended) == count
     assert "Heartbeat" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_lease_that_ends_soon_is_renewed_before(start: Start) -> None:
+    """So does that of a message which has waited in the subscriber for long."""
+    renewals = LeaseRenewals()
+    extended: list[float] = []
+
+    def extend(leases: Sequence[Lease], _seconds: float) -> Sequence[Lease]:
+        extended.extend(one.expires_at - time.monotonic() for one in leases)
+        return []
+
+    start(renewals, extend, 60)
+    soon = time.monotonic() + 20.5
+    with renewals.watch([Lease((1,), 0, soon, soon), lease(2)]):
+        time.sleep(0.1)
+        assert extended == []
+        eventually(lambda: len(extended) == 2)
+    assert 15 < extended[0] <= 20.1
+    late = time.monotonic() + 0.5
+    with renewals.watch([Lease((3,), 0, late, late)]):
+        eventually(lambda: len(extended) == 3)
+    assert extended[2] > 0
 
 
 def test_a_heartbeat_marks_the_leases_that_are_lost(start: Start) -> None:
