@@ -49,18 +49,7 @@ def load_again(model: type[M], session: Session, leases: Sequence[Lease]) -> lis
             message_ids=acked,
         )
     messages = [found[lease.message_id] for lease in leases]
-    get_key = key_getter(class_mapper(model), queue_table(model))
-    replaced = [
-        lease.message_id
-        for message, lease in zip(messages, leases, strict=True)
-        if get_key(message.__dict__)[-1] != lease.key[-1]  # The revision, if there are any.
-    ]
-    if replaced and is_replaceable(queue_table(model)):
-        raise LeaseLost(
-            f"the payloads of these messages of {queue_table(model).name!r} were replaced: "
-            f"{replaced}",
-            message_ids=replaced,
-        )
+    _refuse_replaced(model, messages, leases)
     for message, lease in zip(messages, leases, strict=True):
         set_committed_value(message, "epoch", lease.epoch)
         give_lease(message, lease)
@@ -74,12 +63,38 @@ def load_eager_relationships(
 
     Transports leave relationships out. The others are loaded when they are used, which asyncio
     can't do by itself.
+
+    :raises LeaseLost: as :func:`load_again` does, since this loads the payloads once more.
     """
     if any(relationship.lazy in _EAGER for relationship in class_mapper(model).relationships):
         statement = _select(model, leases).execution_options(populate_existing=True)
         session.scalars(statement).unique().all()
+        _refuse_replaced(model, messages, leases)
         for message, lease in zip(messages, leases, strict=True):
             set_committed_value(message, "epoch", lease.epoch)
+
+
+def _refuse_replaced(
+    model: type[Message], messages: Sequence[Message], leases: Sequence[Lease]
+) -> None:
+    """Check that messages have the payloads that they were leased with.
+
+    :raises LeaseLost: when others took their place, which will be delivered after this.
+    """
+    if not is_replaceable(queue_table(model)):
+        return
+    get_key = key_getter(class_mapper(model), queue_table(model))
+    replaced = [
+        lease.message_id
+        for message, lease in zip(messages, leases, strict=True)
+        if get_key(message.__dict__)[-1] != lease.key[-1]  # The revision.
+    ]
+    if replaced:
+        raise LeaseLost(
+            f"the payloads of these messages of {queue_table(model).name!r} were replaced: "
+            f"{replaced}",
+            message_ids=replaced,
+        )
 
 
 def _select(model: type[Message], leases: Sequence[Lease]) -> Select[Any]:
