@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from sqlalchemy import Connection, Delete, Insert, Update, event, inspect
 from sqlalchemy.orm import (
+    FromStatement,
     Mapper,
     ORMExecuteState,
     Session,
@@ -58,7 +59,8 @@ def on_commit(
     """Call ``factory`` just before the transaction's last flush, and enqueue what it returns.
 
     The factory is discarded when the transaction rolls back, or the savepoint in which it was
-    given. If it raises an exception, the transaction doesn't commit.
+    given. If it raises an exception, the transaction doesn't commit, and its next commit calls it
+    again.
 
     :param session: a Session, a scoped_session or one of their asyncio counterparts. If it has no
         transaction, one begins.
@@ -85,7 +87,7 @@ class _Factories:
     """The factories of one session, each with the transaction or savepoint it belongs to."""
 
     def __init__(self, session: Session) -> None:
-        self._factories: list[tuple[SessionTransaction, Callable[[], Emitted], IfExists]] = []
+        self._factories: deque[tuple[SessionTransaction, Callable[[], Emitted], IfExists]] = deque()
         event.listen(session, "before_commit", self._before_commit)
         event.listen(session, "after_soft_rollback", self._after_soft_rollback)
         event.listen(session, "after_transaction_end", self._after_transaction_end)
@@ -101,18 +103,28 @@ class _Factories:
             if not self._factories:
                 return
             session.flush()  # So that the factories see generated keys.
-            factories, self._factories = self._factories, []
-            for _transaction, factory, if_exists in factories:
-                messages = messages_of(factory(), factory)
-                for message in messages:
-                    connection_for(session, type(message), engines_of(session))
-                add_messages(session, messages, if_exists)
+            for _ in range(len(self._factories)):
+                self._add_messages_of_next(session)
         raise InvalidArgument(
             f"on_commit: the factories still added others after {_MAX_ROUNDS} rounds"
         )
 
+    def _add_messages_of_next(self, session: Session) -> None:
+        """Call a factory. If it fails, the transaction can go on, and its next commit calls it."""
+        item = self._factories.popleft()
+        _transaction, factory, if_exists = item
+        try:
+            messages = messages_of(factory(), factory)
+            for message in messages:
+                connection_for(session, type(message), engines_of(session))
+            add_messages(session, messages, if_exists)
+        except BaseException:
+            self._factories.appendleft(item)
+            raise
+
     def _after_soft_rollback(self, _session: Session, undone: SessionTransaction) -> None:
-        self._factories = [item for item in self._factories if undone not in _ancestry(item[0])]
+        kept = [item for item in self._factories if undone not in _ancestry(item[0])]
+        self._factories = deque(kept)
 
     def _after_transaction_end(self, _session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:
@@ -260,12 +272,14 @@ def _after_flush(session: Session, _flush: object) -> None:
 
 
 def _refuse_statements(state: ORMExecuteState) -> None:
-    statement = state.statement
+    statement: Any = state.statement
+    if isinstance(statement, FromStatement):
+        statement = statement.element
     if not isinstance(statement, (Insert, Update, Delete)) or state.session.info.get(_OFF):
         return
     kind: Change = "insert"
-    if not state.is_insert:
-        kind = "update" if state.is_update else "delete"
+    if not isinstance(statement, Insert):
+        kind = "update" if isinstance(statement, Update) else "delete"
     for (model, change), emitters in _emitters.items():
         if change == kind and statement.table in _tables(model):
             raise InvalidArgument(

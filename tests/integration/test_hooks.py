@@ -182,6 +182,25 @@ def test_an_error_of_a_factory_keeps_the_transaction_from_committing(shop: Shop)
         assert session.scalars(select(shop.User)).all() == []
 
 
+def test_the_next_commit_calls_a_factory_that_failed(shop: Shop) -> None:
+    failures = [LookupError("no address")]
+
+    def broken_once() -> Any:
+        if failures:
+            raise failures.pop()
+        return shop.queue(body="b")
+
+    with shop.session() as session:
+        on_commit(session, lambda: shop.queue(body="a"))
+        on_commit(session, broken_once)
+        on_commit(session, lambda: shop.queue(body="c"))
+        with pytest.raises(LookupError):
+            session.commit()
+        session.commit()
+        session.commit()
+    assert shop.bodies() == ["a", "b", "c"]
+
+
 def test_two_sessions_keep_their_factories_apart(shop: Shop) -> None:
     with shop.session() as one, shop.session() as other:
         on_commit(one, lambda: shop.queue(body="one"))
@@ -421,6 +440,8 @@ def test_statements_that_would_bypass_an_emitter_are_refused(shop: Shop) -> None
             update(shop.Admin).values(name="x"),
             update(table).values(name="x"),
             delete(shop.User),
+            select(shop.User).from_statement(insert(shop.User).returning(shop.User)),
+            select(shop.User).from_statement(delete(shop.User).returning(shop.User)),
         ):
             with pytest.raises(InvalidArgument, match=r"of user_\w+: .*without_emits"):
                 session.execute(statement)
