@@ -6,21 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from alembic.operations import Operations
-from alembic.operations.schemaobj import SchemaObjects
-from alembic.util import CommandError
 from sqlalchemy import (
     BigInteger,
     Column,
-    ColumnElement,
     DefaultClause,
-    Index,
     Integer,
     MetaData,
-    PrimaryKeyConstraint,
     Table,
-    insert,
-    literal,
-    select,
 )
 from sqlalchemy.schema import CreateIndex
 
@@ -31,7 +23,7 @@ from sqla_vitess_messages.table.indexes import index_specs, make_own_columns, ow
 from sqla_vitess_messages.table.layouts import LAYOUTS, make_columns
 from sqla_vitess_messages.table.options import Layout
 from sqla_vitess_messages.table.order import ORDER_COLUMNS
-from sqla_vitess_messages.table.unique import UNIQUE_COLUMNS, UNIQUE_INDEX, UNSETTLED, unique_index
+from sqla_vitess_messages.table.unique import UNIQUE_COLUMNS, UNSETTLED, unique_index
 from sqla_vitess_messages.table.validate import check_layout
 from sqla_vitess_messages.vitess.server import is_mysql
 
@@ -46,12 +38,10 @@ from .alter_table import (
     place_column,
     set_comment,
 )
+from .copying import replace_by_copy
 from .key import refuse_duplicates
 
 __all__ = ["change_layout", "from_queue", "to_queue"]
-
-TEMPORARY = "_alembic_tmp_"
-"""The prefix of the name of a copy, as in Alembic's own batches."""
 
 
 def change_layout(
@@ -134,9 +124,7 @@ def from_queue(
         "id", type_, primary_key=True, autoincrement=autoincrement, nullable=False
     )
     if not is_mysql(operations.migration_context.dialect):
-        old = _reflect(operations, name, schema)
-        new = _copy(operations, old, [id_column], replaces=own_columns(options))
-        _create_indexes(operations, old, new)
+        replace_by_copy(operations, name, schema, [id_column], replaces=own_columns(options))
         return
     table = Table(name, MetaData(), id_column, schema=schema)
     clauses = [set_comment("")]
@@ -169,71 +157,8 @@ def _copy_to_queue(
     :param due: whether the rows of an ordinary table become ready or dead messages; None: the
         old table is a queue.
     """
-    old = _reflect(operations, name, schema)
-    new = _copy(operations, old, make_own_columns(options), replaces=replaces, due=due)
+    columns = make_own_columns(options)
+    new = replace_by_copy(operations, name, schema, columns, replaces=replaces, due=due)
     make_queue_table(new, options)
-    _create_indexes(operations, old, new)
-
-
-def _reflect(operations: Operations, name: str, schema: str | None) -> Table:
-    context = operations.migration_context
-    if context.as_sql or context.connection is None:
-        raise CommandError(
-            f"table {name!r}: SQLite can't alter it in place, and a copy needs to read the table "
-            "from the database; run this migration without --sql"
-        )
-    return Table(name, MetaData(), schema=schema, autoload_with=context.connection)
-
-
-def _copy(
-    operations: Operations,
-    old: Table,
-    columns: Sequence[Column[Any]],
-    *,
-    replaces: Sequence[str],
-    due: bool | None = None,
-) -> Table:
-    """Replace a table by a copy of the same name, which has no indexes yet, and return that.
-
-    :param columns: the copy's columns that aren't payload.
-    :param replaces: the old table's columns that aren't payload.
-    :param due: as in :func:`_copy_to_queue`.
-    """
-    context = operations.migration_context
-    payload = [column for column in old.columns if column.name not in replaces]
-    constraints = [
-        constraint
-        for constraint in old.constraints
-        if not isinstance(constraint, PrimaryKeyConstraint)
-    ]
-    new = SchemaObjects(context).table(
-        TEMPORARY + old.name, *columns, *payload, *constraints, schema=old.schema
-    )
-    operations.impl.create_table(new)
-    # The other columns get their defaults.
-    sources: dict[Column[Any], ColumnElement[Any]] = {
-        column: old.c[column.name]
-        for column in new.columns
-        if column.name in old.c and column.computed is None
-    }
-    if due is not None:
-        sources[new.c.time_next] = literal(first_due_time(due=due), BigInteger)
-        if "time_scheduled" in new.c:
-            sources[new.c.time_scheduled] = literal(0)
-    assert context.connection is not None
-    context.connection.execute(insert(new).from_select(list(sources), select(*sources.values())))
-    operations.drop_table(old.name, schema=old.schema)
-    operations.rename_table(new.name, old.name, schema=old.schema)
-    return new.to_metadata(MetaData(), name=old.name)
-
-
-def _create_indexes(operations: Operations, old: Table, new: Table) -> None:
-    """Create the indexes of a copy: its own, and those of the old table that aren't a queue's."""
-    names = {spec.name for layout in LAYOUTS.values() for spec in layout.indexes}
-    queue_indexes = {f"{old.name}_{name}" for name in (*names, UNIQUE_INDEX)}
-    for index in old.indexes:
-        if index.name not in queue_indexes:
-            columns = [new.c[column.name] for column in index.columns]
-            Index(index.name, *columns, unique=index.unique)
     for index in new.indexes:
         operations.execute(CreateIndex(index))

@@ -82,7 +82,9 @@ def _change_step_by_step(
     payload = [Column(column, Integer) for column in after or ()]
     new = Table(name, MetaData(), *payload, *make_unique_columns(), schema=schema)
     if before is not None:
-        operations.drop_index(f"{name}_{UNIQUE_INDEX}", table_name=name, schema=schema)
+        operations.drop_index(
+            f"{name}_{UNIQUE_INDEX}", table_name=name, schema=schema, if_exists=True
+        )
     elif after is not None:
         for added in make_unique_columns():
             operations.add_column(name, added, schema=schema)

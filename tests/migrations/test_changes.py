@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.util import CommandError
+from sqlalchemy import Column, Integer, create_engine, func, inspect, select, table
 from sqlalchemy.orm import Session
 
 from sqla_vitess_messages.table.pauses import PAUSES
+from sqla_vitess_messages.table.unique import UNIQUE_COLUMNS
 from tests.migrations.project import Project, everywhere
 
 QUEUE = """
@@ -18,6 +26,16 @@ class Mail(MessageQueueMixin, Base):
 KEEPS_FAILURES = "from sqla_vitess_messages.failures import MessageFailuresMixin\n" + QUEUE.replace(
     "Mail(", "Mail(MessageFailuresMixin, "
 )
+
+COLUMNS = [
+    "id",
+    "epoch",
+    "time_scheduled",
+    "time_next",
+    "time_created",
+    "time_acked",
+    "priority",
+]
 
 PAUSABLE = QUEUE.replace('vindex="hash"', 'vindex="hash", pausable=True')
 
@@ -64,3 +82,64 @@ def test_a_queue_that_becomes_pausable_gets_the_table_of_pauses(project: Project
         assert models.Mail.is_paused(session)
     project.alembic("downgrade", "-1")
     assert not inspect(project.engine).has_table(PAUSES)
+
+
+def test_a_copy_on_sqlite_keeps_indexes_triggers_and_rows_of_other_tables(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db")
+    made = (
+        "CREATE UNIQUE INDEX one_active ON job (email) WHERE active = 1",
+        "CREATE INDEX latest ON job (email DESC, lower(email))",
+        "CREATE TRIGGER noted AFTER INSERT ON job BEGIN INSERT INTO log VALUES (NEW.id); END",
+    )
+    with engine.begin() as connection:
+        for statement in (
+            "CREATE TABLE log (job_id INTEGER)",
+            "CREATE TABLE job (id INTEGER PRIMARY KEY, email VARCHAR(50) NOT NULL, active INTEGER)",
+            "CREATE TABLE note (job_id INTEGER REFERENCES job (id) ON DELETE CASCADE)",
+            "INSERT INTO job VALUES (1, 'a', 0), (2, 'a', 1)",
+            "INSERT INTO note VALUES (1), (2)",
+            *made,
+        ):
+            connection.exec_driver_sql(statement)
+
+    def convert(pragma: str) -> None:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(pragma)
+            operations: Any = Operations(MigrationContext.configure(connection))
+            operations.convert_to_message_queue("job", message_cols=COLUMNS)
+            connection.commit()
+
+    with pytest.raises(CommandError, match=r"would delete what refers to it in 'note'.*=OFF"):
+        convert("PRAGMA foreign_keys = ON")
+    convert("PRAGMA foreign_keys = OFF")
+    with engine.connect() as connection:
+        kept = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+        assert set(kept.scalars()) >= set(made)
+        counts = [
+            connection.scalar(select(func.count()).select_from(table(name)))
+            for name in ("job", "note", "log")
+        ]
+        assert counts == [2, 2, 0]
+    engine.dispose()
+
+
+def test_a_change_of_the_layout_may_remove_the_key_as_well(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db")
+    with engine.begin() as connection:
+        operations: Any = Operations(MigrationContext.configure(connection))
+        operations.create_message_queue(
+            "mail",
+            Column("user_id", Integer, nullable=False),
+            layout="classic",
+            unique_by=["user_id"],
+        )
+        operations.alter_message_queue(
+            "mail",
+            message_cols=COLUMNS,
+            existing_layout="classic",
+            existing_unique_by=["user_id"],
+        )
+        columns = {column["name"] for column in inspect(connection).get_columns("mail")}
+        assert "user_id" in columns
+        assert columns.isdisjoint(UNIQUE_COLUMNS)
+    engine.dispose()
