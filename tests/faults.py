@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.util import greenlet_spawn
 
 from tests.async_adapter import AsyncSubscriberAdapter
 
-__all__ = ["call_transport", "engine_of", "lost_answers", "transport_of"]
+__all__ = ["call_transport", "engine_of", "interrupted", "lost_answers", "transport_of"]
 
 
 def transport_of(subscriber: Any) -> Any:
@@ -76,3 +76,24 @@ def lost_answers(
         patch.setattr(dialect, "do_execute", do_execute)
         patch.setattr(dialect, "do_commit", do_commit)
         yield lost
+
+
+@contextmanager
+def interrupted(engine: Engine, statement: str, meanwhile: Callable[[], object]) -> Iterator[None]:
+    """Call a function just before the engine first sends a statement, as if another client had.
+
+    :param statement: how the statement begins.
+    """
+    calls: list[object] = []
+
+    def note(_connection: Any, _cursor: Any, text: str, *_rest: object) -> None:
+        if text.startswith(statement) and not calls:
+            calls.append(None)
+            meanwhile()
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    assert calls

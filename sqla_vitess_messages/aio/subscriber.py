@@ -106,8 +106,11 @@ class AsyncSubscriber(BaseSubscriber[M, "asyncio.Future[None]"]):
         await self.close()
 
     async def __aiter__(self) -> AsyncIterator[M]:
-        """Yield messages until the subscriber is closed."""
-        self._check_process()
+        """Yield messages until the subscriber is closed.
+
+        :raises SubscriberClosed: when it isn't open at the beginning.
+        """
+        self._open_loop()
         with suppress(SubscriberClosed):
             while True:
                 for message in await self.get_many(1):

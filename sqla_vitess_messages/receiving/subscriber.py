@@ -353,8 +353,11 @@ class Subscriber(BaseSubscriber[M, Future[None]]):
         self.close()
 
     def __iter__(self) -> Iterator[M]:
-        """Yield messages until the subscriber is closed."""
-        self._check_process()
+        """Yield messages until the subscriber is closed.
+
+        :raises SubscriberClosed: when it isn't open at the beginning.
+        """
+        self._open_loop()
         with suppress(SubscriberClosed):
             while True:
                 yield from self._get_many(1, None)

@@ -13,6 +13,7 @@ from ..errors import InvalidArgument
 from ..shown import shown
 from . import states
 from .lease import Lease, lease_of
+from .local_notify import notify_at_commit
 from .message import Message, queue_table
 from .selection import flush_and_connect, portions
 from .settle import SessionOrConnection, note_settling
@@ -81,6 +82,7 @@ def _execute(
 ) -> int:
     """Execute a statement for a portion of the rows at a time, and return how many it changed."""
     connection = flush_and_connect(model, session)
+    notify_at_commit(connection, queue_table(model))
     return sum(
         connection.execute(statement, parameters).rowcount
         for parameters in portions(model, connection, messages_or_where)

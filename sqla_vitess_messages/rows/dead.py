@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Table, delete, select
+from sqlalchemy import Table, delete, select
 from sqlalchemy.orm import Session, scoped_session
 
 from .. import clock
@@ -17,9 +17,10 @@ from ..table.options import queue_options
 from ..table.order import is_ordered
 from . import states
 from .loading import Portions, load_separately
+from .local_notify import notify_at_commit
 from .message import Message, queue_table
 from .places import place_last
-from .queries import CHUNK
+from .queries import CHUNK, chunks, id_condition, unindexed
 from .reasons import describe_error
 from .requeue_unique import requeue_unique
 from .selection import flush_and_connect, portions
@@ -81,6 +82,7 @@ def _dead_ids_in_order(session: Session, table: Table, at_once: int) -> Iterator
 def requeue(model: type[Message], session: SessionOrConnection, messages_or_where: Any) -> int:
     """Make dead messages ready again; see :meth:`.MessageQueueMixin.requeue`."""
     table, connection = queue_table(model), flush_and_connect(model, session)
+    notify_at_commit(connection, table)
     if messages_or_where is None:
         messages_or_where = states.is_dead(table)
     groups: Iterable[list[int]] = (
@@ -108,17 +110,12 @@ def purge(
                 "when a message was enqueued; leave it out"
             )
         conditions.append(table.c.time_created < clock.database_now() - age)
-    deleted = 0
-    for ids in _dead_ids(connection, table, *conditions):
-        deleted += connection.execute(delete(table).where(table.c.id.in_(ids))).rowcount
+    dead = select(table.c.id).where(states.is_dead(table), *conditions)
+    # Another transaction may have requeued what this one still sees as dead.
+    deleting = delete(table).where(id_condition(table), unindexed(table.c.time_next) == states.DEAD)
+    deleted = left = 0
+    while len(ids := list(connection.scalars(dead.limit(left + CHUNK)))) > left:
+        done = sum(connection.execute(deleting, {"_ids": some}).rowcount for some in chunks(ids))
+        deleted += done
+        left = len(ids) - done
     return deleted
-
-
-def _dead_ids(connection: Connection, table: Table, *conditions: Any) -> Iterator[list[int]]:
-    """Yield the ids of dead messages in chunks.
-
-    The caller changes or deletes each chunk's rows before it asks for the next one.
-    """
-    some = select(table.c.id).where(states.is_dead(table), *conditions).limit(CHUNK)
-    while ids := list(connection.scalars(some)):
-        yield ids

@@ -21,13 +21,12 @@ from ..shown import shown
 from ..table.layouts import DEFAULT_PRIORITY
 from ..table.order import SEQ, is_ordered
 from ..table.unique import REVISION
-from .local_notify import has_listeners, notify
+from .local_notify import notify_at_commit
 from .message import Message, queue_table
 from .places import place_pending
 from .pydantic import allow_columns, fields, is_pydantic
 from .queries import shard_columns
 from .states import is_replaceable
-from .transactions import call_at_commit
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.base import ReadOnlyColumnCollection
@@ -180,6 +179,5 @@ def _before_insert(
     if is_ordered(table):
         place_pending(state)
     check(values, model)
-    if has_listeners(table):
-        call_at_commit(connection, notify, table)
+    notify_at_commit(connection, table)
     return EXT_CONTINUE

@@ -28,7 +28,7 @@ from ..shown import shown
 from ..table.order import SEQ, is_ordered
 from ..table.unique import NEXT_DUE, REVISION, UNIQUE_INDEX, UNSETTLED, unique_columns
 from . import enqueue
-from .local_notify import has_listeners, notify
+from .local_notify import notify_at_commit
 from .message import (
     Message,
     enqueued_as,
@@ -40,7 +40,6 @@ from .places import check_place, next_place
 from .queries import by_index, chunks, shard_columns, shard_conditions
 from .settle import SessionOrConnection, connection_of, refuse_autocommit
 from .states import is_replaceable
-from .transactions import call_at_commit
 from .upsert import InsertOrReplace, InsertOrSkip
 
 __all__ = ["IfExists", "check_if_exists", "enqueue_messages", "enqueue_mixed"]
@@ -93,8 +92,8 @@ def enqueue_messages(
     for message in given:
         note_enqueued(message, is_inserted=message.id in inserted)
     done = len(rows) if if_exists == "replace" else len(inserted)
-    if done and has_listeners(table):
-        call_at_commit(connection, notify, table)
+    if done:
+        notify_at_commit(connection, table)
     return done
 
 

@@ -6,12 +6,12 @@ import threading
 from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import FromClause
+from sqlalchemy import Connection, FromClause
 
 from ..forking import forget_in_child
-from .transactions import Commit, call_guarded
+from .transactions import Commit, call_at_commit, call_guarded
 
-__all__ = ["Listener", "has_listeners", "listen", "notify", "stop_listening"]
+__all__ = ["Listener", "listen", "notify_at_commit", "stop_listening"]
 
 
 class Listener(Protocol):
@@ -49,16 +49,16 @@ def stop_listening(table: FromClause, listener: Listener) -> None:
         _listeners.of.get(table, WeakSet()).discard(listener)
 
 
-def has_listeners(table: FromClause) -> bool:
-    """Return whether a subscriber of this process listens on this table."""
-    return bool(_listeners.of.get(table))
+def notify_at_commit(connection: Connection, table: FromClause) -> None:
+    """Notify every listener on ``table`` when a connection's transaction commits.
 
-
-def notify(table: FromClause, _commit: Commit) -> None:
-    """Notify every listener on ``table``.
-
-    The commit is under way: who polls too early polls again a few milliseconds later.
+    The commit is under way then: who polls too early polls again a few milliseconds later.
     """
+    if _listeners.of.get(table):
+        call_at_commit(connection, _notify, table)
+
+
+def _notify(table: FromClause, _commit: Commit) -> None:
     with _listeners.lock:
         listeners = list(_listeners.of.get(table, ()))
     for listener in listeners:

@@ -22,7 +22,7 @@ from ..table.layouts import DEAD
 from ..table.unique import NEXT_DUE, REVISION
 from .epochs import GENERATION, MAX_ATTEMPTS, after_replacement, attempts
 from .lease import Lease
-from .local_notify import has_listeners, notify
+from .local_notify import notify_at_commit
 from .queries import (
     assign,
     batch_parameters,
@@ -32,7 +32,6 @@ from .queries import (
     version_condition,
 )
 from .states import is_held, is_replaceable
-from .transactions import call_at_commit
 
 __all__ = ["extend_replaced", "resume", "resume_replaced"]
 
@@ -50,8 +49,8 @@ def resume_replaced(
     if done >= len(leases) or not is_replaceable(table):
         return 0
     resumed = connection.execute(resume(table, held=held), _parameters(table, leases)).rowcount
-    if resumed and has_listeners(table):
-        call_at_commit(connection, notify, table)
+    if resumed:
+        notify_at_commit(connection, table)
     return resumed
 
 

@@ -20,6 +20,7 @@ from ..logs import get_logger
 from ..shown import shown
 from . import failures, reasons, states
 from .lease import Lease, Settling, chunks_by_payload, chunks_by_shard
+from .local_notify import notify_at_commit
 from .message import Message, queue_table
 from .queries import batch_parameters, key_parameters
 from .replaced import extend_replaced, resume_replaced
@@ -144,6 +145,8 @@ def retry(
     stored = reason if failures.are_kept(table) else None
     _settle_failed(model, connection, leases, stored, partial(states.retry, delay=wait))
     note_settling(connection, table, "retry", leases)
+    if wait == 0:
+        notify_at_commit(connection, table)
 
 
 def extend_unlocked(

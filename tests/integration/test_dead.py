@@ -7,11 +7,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Text
+from sqlalchemy import Engine, Text, create_engine
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from sqla_vitess_messages import InvalidArgument, InvalidArgumentType, QueueStats
 from tests.backends import ack, enqueue, eventually, row
+from tests.faults import interrupted
 
 Subscribe = Callable[..., Any]
 MakeQueue = Callable[..., type[Any]]
@@ -82,6 +83,28 @@ def test_dead_messages_are_deleted_by_age(
     assert row(engine, message) is None
     with engine.begin() as connection:
         assert queue.stats(connection).scheduled == 1
+
+
+def test_what_is_requeued_meanwhile_is_not_deleted(
+    engine: Engine, url: str, make_queue: MakeQueue, subscribe: Subscribe
+) -> None:
+    queue = make_queue()
+    subscriber = subscribe(queue)
+    enqueue(engine, queue(), queue())
+    kept, _deleted = (kill(engine, subscriber) for _ in range(2))
+    subscriber.close()
+    other = create_engine(url)
+
+    def requeue() -> None:
+        with Session(other) as session, session.begin():
+            assert queue.requeue(session, [kept]) == 1
+
+    with Session(engine) as session, session.begin(), interrupted(engine, "DELETE", requeue):
+        assert queue.purge_dead(session) == 1
+    other.dispose()
+    assert row(engine, kept) is not None
+    with Session(engine) as session:
+        assert queue.stats(session).ready == 1
 
 
 def test_the_minimal_layout_knows_no_age(engine: Engine, make_queue: MakeQueue) -> None:

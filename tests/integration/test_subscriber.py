@@ -327,6 +327,11 @@ def test_close_wakes_those_who_wait(queue: type[Any], subscribe: Subscribe) -> N
     assert ended.wait(2)
 
 
+def test_a_subscriber_that_is_not_open_is_not_iterated(queue: type[Any], url: str) -> None:
+    with pytest.raises(SubscriberClosed, match="is not open"):
+        next(iter(Subscriber(queue, url)))
+
+
 def test_many_threads_share_one_subscriber(
     engine: Engine, make_queue: MakeQueue, subscribe: Subscribe
 ) -> None:
@@ -401,7 +406,19 @@ def test_a_commit_in_the_same_process_wakes_a_pull(
     eventually(lambda: not subscriber._loop._poll_now)
     time.sleep(0.3)
     enqueue(engine, queue(body="woke it"))
-    assert subscriber.get(10).body == "woke it"
+    message = subscriber.get(10)
+    assert message.body == "woke it"
+
+    def is_woken_by(change: Callable[[Session], object]) -> bool:
+        subscriber._loop._transport.pause = 600
+        time.sleep(0.3)
+        with Session(engine) as session, session.begin():
+            change(session)
+        return subscriber.get(10) is not None
+
+    assert is_woken_by(lambda session: message.retry(session, 0))
+    enqueue(engine, queue(deliver_in=600))
+    assert is_woken_by(lambda session: queue.run_now(session, queue.state == "scheduled"))
 
 
 STREAMING = [backend for backend in BACKENDS if backend.transport in STREAMS]
