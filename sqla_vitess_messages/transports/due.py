@@ -128,6 +128,7 @@ class DueRows:
 
         No insert has to wait for this.
         """
+        self._priorities_until = 0.0  # A message of another priority may have come.
         priorities = self._priorities(connection) if self._polls_by_priority else [0]
         waits = [
             connection.scalar(self._polling, {"_priority": priority}) for priority in priorities

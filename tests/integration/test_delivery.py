@@ -16,6 +16,8 @@ from sqlalchemy.orm import Session
 
 from sqla_vitess_messages import AlreadySettled, LeaseLost
 from sqla_vitess_messages.rows.states import DEAD
+from sqla_vitess_messages.transports.engines import dedicated_engine
+from sqla_vitess_messages.transports.leaser import ShardLeaser
 from sqla_vitess_messages.transports.shards import find_shards, shard_engine
 from tests.backends import BACKENDS, EVERYWHERE, Backend, ack, enqueue, eventually, row
 
@@ -459,6 +461,18 @@ def test_core_inserts_arrive_like_orm_ones(
         session.execute(insert(queue), [{"body": "bulk 1"}, {"body": "bulk 2"}])
     got = {subscriber.get(20).body for _ in range(5)}
     assert got == {"single", "list 1", "list 2", "bulk 1", "bulk 2"}
+
+
+def test_a_message_of_a_new_priority_is_noticed_at_once(
+    engine: Engine, make_queue: MakeQueue, url: str
+) -> None:
+    """Though the priorities in use were found a moment before."""
+    queue = make_queue(layout="minimal")
+    leaser: ShardLeaser[Any] = ShardLeaser(queue, dedicated_engine(url))
+    assert leaser.lease(1).messages == []
+    enqueue(engine, queue())
+    assert leaser.seconds_until_due() == 0
+    leaser.close()
 
 
 def test_the_minimal_layout_works_too(
