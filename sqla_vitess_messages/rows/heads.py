@@ -19,6 +19,7 @@ from sqlalchemy import (
     Row,
     ScalarSelect,
     Select,
+    Subquery,
     Table,
     and_,
     bindparam,
@@ -44,6 +45,7 @@ __all__ = [
     "key_walk",
     "key_walk_by_dives",
     "lock_due",
+    "lock_followers",
 ]
 
 
@@ -56,14 +58,13 @@ class Head(NamedTuple):
 
     id: int
     wait: int
-    priority: int
     key: tuple[Any, ...]
 
     @classmethod
     def of(cls, row: Row[Any]) -> Head:
         """Return the head that a row of these statements shows."""
         values = tuple(row)
-        return cls(values[0], values[1], values[2], values[3:])
+        return cls(values[0], values[1], values[2:])
 
 
 def _columns(source: FromClause, table: Table) -> list[ColumnElement[Any]]:
@@ -81,8 +82,7 @@ def _in_order(source: FromClause, table: Table) -> list[ColumnElement[Any]]:
 
 
 def _head_columns(table: Table) -> list[ColumnElement[Any]]:
-    priority = table.c.priority if "priority" in table.c else literal(0)
-    return [table.c.id, table.c.time_next - clock.database_now(), priority]
+    return [table.c.id, table.c.time_next - clock.database_now()]
 
 
 def _first_of_key(table: Table, of: FromClause) -> ScalarSelect[Any]:
@@ -212,28 +212,44 @@ def _parameters(table: Table) -> ColumnElement[Any]:
 @lru_cache(maxsize=256)
 def followers(table: Table) -> Select[Any]:
     """Return the SELECT of the heads of those keys that the rows of ``_ids`` have."""
+    found = _followers(table)
+    return select(*_head_columns(table), *_columns(table, table)).join(
+        found, found.c.id == table.c.id
+    )
+
+
+def _followers(table: Table) -> Subquery:
     settled = table.alias("settled")
     ids = (
         select(_first_of_key(table, settled).label("id"))
         .where(settled.c.id.in_(bindparam("_ids", expanding=True)))
         .distinct()
     )
-    found = by_index(ids, settled, _id_index(table)).subquery("found")
-    return select(*_head_columns(table), *_columns(table, table)).join(
-        found, found.c.id == table.c.id
-    )
+    return by_index(ids, settled, _id_index(table)).subquery("found")
 
 
-@lru_cache(maxsize=256)
-def lock_due(table: Table) -> Select[Any]:
-    """Return the SELECT that locks those of ``_ids`` that are due and that nobody has locked."""
-    columns = table.c
-    due = unindexed(columns.time_next) <= clock.database_now()
-    statement = (
-        select(columns.id, columns.epoch, columns.time_next, clock.database_now())
-        .where(id_condition(table), unindexed(columns.time_acked).is_(None), due)
-        .with_for_update(skip_locked=True)
-    )
+def lock_followers(table: Table, selecting: Select[Any]) -> Select[Any]:
+    """Return a SELECT as :func:`lock_due` does, of the heads of those keys that ``_ids`` have."""
+    found = _followers(table)
+    return _lock_due(table, selecting.join(found, found.c.id == table.c.id))
+
+
+def lock_due(table: Table, selecting: Select[Any]) -> Select[Any]:
+    """Return a SELECT that locks those of ``_ids`` that are due and that nobody has locked.
+
+    Those of a lower priority come first.
+
+    :param selecting: selects what is to be known of the rows.
+    """
+    return _lock_due(table, selecting.where(id_condition(table)))
+
+
+def _lock_due(table: Table, selecting: Select[Any]) -> Select[Any]:
+    due = unindexed(table.c.time_next) <= clock.database_now()
+    statement = selecting.where(unindexed(table.c.time_acked).is_(None), due)
+    if "priority" in table.c:
+        statement = statement.order_by(table.c.priority)
+    statement = statement.with_for_update(skip_locked=True)
     return by_index(statement, table, _id_index(table))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, Select, select
 
@@ -24,6 +24,22 @@ LARGEST_PULL = 500
 """Messages leased by one transaction."""
 
 log = get_logger(__name__)
+
+
+T = TypeVar("T")
+
+Query = Callable[[Select[Any], dict[str, Any]], Iterable[Any]]
+"""Executes a statement with its parameters, and returns its rows."""
+
+Lock = Callable[[Connection, Query, T], list[Any]]
+"""Locks rows by a statement, or by several that belong together, and returns what they select."""
+
+
+class Lockings(NamedTuple, Generic[T]):
+    """The statements that lock rows: such as select the messages, or without their payload."""
+
+    messages: T
+    rows: T
 
 
 class _CannotLoad(Exception):
@@ -52,14 +68,17 @@ class ShardLeaser(BaseTransport[M]):
         self._is_interrupted = is_interrupted
         self._due = DueRows(self._table, vitess=vitess)
         columns, now = self._table.c, clock.database_now()
-        self._leasing = self._due.locking(self._select().add_columns(now))
-        self._leasing_rows = self._due.locking(
-            select(columns.id, columns.epoch, columns.time_next, now)
-        )
+        self._with_payload = self._select().add_columns(columns.id, now)
+        self._without_payload = select(columns.id, columns.epoch, columns.time_next, now)
+        self._locking = self._lockings(self._due.locking)
         self._unanswered: dict[str, Any] | None = None
         """The parameters of :func:`.states.lease`, while its COMMIT was not answered."""
         self.until_due = 0.0
         """Seconds until another message is due, as far as the last :meth:`lease` has shown."""
+
+    def _lockings(self, locking: Callable[[Select[Any]], T]) -> Lockings[T]:
+        """Return statements that lock rows, and select them as :meth:`_lease` needs it."""
+        return Lockings(locking(self._with_payload), locking(self._without_payload))
 
     def lease(self, limit: int, *, due_for: float = 0) -> Batch[M]:
         """Lease messages, 500 at most.
@@ -67,24 +86,69 @@ class ShardLeaser(BaseTransport[M]):
         :param limit: how many at most.
         :param due_for: seconds that they must have been due.
         """
+        return self._lease(
+            self._locking,
+            lambda connection, query, locking: self._due.lock(
+                connection,
+                query,
+                locking,
+                min(limit, LARGEST_PULL),
+                clock.to_nanoseconds(due_for),
+            ),
+        )
+
+    def _lease(self, lockings: Lockings[T], lock: Lock[T]) -> Batch[M]:
+        """Lease messages together with their payload, or load it later if it can't be loaded.
+
+        :param lock: locks rows, and returns what their statement selects.
+        """
         began = time.monotonic()
-        some = min(limit, LARGEST_PULL), clock.to_nanoseconds(due_for)
-        messages = None if self._portions.are_limited else self._lease_at_once(*some)
-        if messages is None:
-            rows = retry_transaction(partial(self._lease_rows_in_transaction, *some))
-            batch = self._load(rows, began, time.monotonic(), shard=self._shard)
+        rows = None if self._portions.are_limited else self._lease_at_once(lockings, lock)
+        if rows is None:
+            rows = retry_transaction(
+                partial(self._lease_in_transaction, Connection.execute, lockings.rows, lock)
+            )
+            leased = [LeasedRow(*row[:-1]) for row in rows]
+            batch = self._load(leased, began, time.monotonic(), shard=self._shard)
         else:
+            messages: list[M] = [row[0] for row in rows]
             self._give_leases(messages, began, time.monotonic(), shard=self._shard)
             batch = Batch(messages, [])
         self._unanswered = None
         return batch
 
-    def _lease_at_once(self, limit: int, due_for: int) -> list[M] | None:
+    def _lease_at_once(self, lockings: Lockings[T], lock: Lock[T]) -> list[Any] | None:
         """Lease messages together with their payload; return None if that can't be loaded."""
         try:
-            return retry_transaction(partial(self._lease_in_transaction, limit, due_for))
+            return retry_transaction(
+                partial(self._lease_in_transaction, self._load_now, lockings.messages, lock)
+            )
         except _CannotLoad:
             return None
+
+    def _load_now(
+        self, connection: Connection, statement: Select[Any], values: dict[str, Any]
+    ) -> list[Any]:
+        """Return rows with instances.
+
+        :raises _CannotLoad: when it is the rows that fail, and not the database.
+        """
+        try:
+            return self._read(connection, statement, values)
+        except Exception as error:
+            if not may_be_a_row(error):
+                raise
+            raise _CannotLoad from error
+
+    def _lease_in_transaction(
+        self, query: Callable[..., Iterable[Any]], locking: T, lock: Lock[T]
+    ) -> list[Any]:
+        with self._engine.begin() as connection:
+            rows = lock(connection, partial(query, connection), locking)
+            if not rows or self._is_interrupted():
+                return []
+            self._postpone(connection, [row.id for row in rows], rows[-1][-1])
+        return rows
 
     def revoke_unanswered(self) -> None:
         """Undo the last :meth:`lease`, if it failed when it may have committed.
@@ -104,36 +168,6 @@ class ShardLeaser(BaseTransport[M]):
     def _revoke_in_transaction(self, parameters: dict[str, Any]) -> None:
         with self._engine.begin() as connection:
             connection.execute(states.revoke(self._table), parameters)
-
-    def _lease_in_transaction(self, limit: int, due_for: int) -> list[M]:
-        with self._engine.begin() as connection:
-
-            def load(statement: Select[Any], values: dict[str, Any]) -> list[Any]:
-                try:
-                    return self._read(connection, statement, values)
-                except Exception as error:
-                    if not may_be_a_row(error):
-                        raise
-                    raise _CannotLoad from error
-
-            found = self._due.lock(connection, load, self._leasing, limit, due_for)
-            if not found or self._is_interrupted():
-                return []
-            messages: list[M] = [message for message, _now in found]
-            self._postpone(connection, [message.id for message in messages], found[-1][-1])
-        return messages
-
-    def _lease_rows_in_transaction(self, limit: int, due_for: int) -> list[LeasedRow]:
-        """Lease messages without reading their payload, which is loaded later."""
-        with self._engine.begin() as connection:
-            found: list[Any] = self._due.lock(
-                connection, connection.execute, self._leasing_rows, limit, due_for
-            )
-            if not found or self._is_interrupted():
-                return []
-            rows = [LeasedRow(*row[:-1]) for row in found]
-            self._postpone(connection, [row.id for row in rows], found[-1][-1])
-        return rows
 
     def _postpone(self, connection: Connection, ids: list[int], now: int) -> None:
         """Lease rows.

@@ -8,24 +8,22 @@ key.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from math import inf
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Select
 
 from .. import clock
 from ..rows import heads
 from ..rows.heads import Head
 from ..rows.lease import Lease
-from ..rows.transient import retry_transaction
 from ..vitess.server import is_sqlite
-from .base import Batch, LeasedRow, M
+from .base import Batch, M
 from .engines import READS_ONLY
-from .leaser import LARGEST_PULL, ShardLeaser
+from .leaser import LARGEST_PULL, Query, ShardLeaser
 
 __all__ = ["OrderedLeaser"]
 
@@ -45,6 +43,9 @@ class OrderedLeaser(ShardLeaser[M]):
     def __init__(self, model: type[M], engine: Engine, *args: Any, **options: Any) -> None:
         super().__init__(model, engine, *args, **options)
         self._search = _Search(self._table, by_dives=is_sqlite(engine.dialect))
+        self._locking_heads = self._lockings(partial(heads.lock_due, self._table))
+        self._locking_followers = self._lockings(partial(heads.lock_followers, self._table))
+        self._has_followed = False
 
     def note_settled(self, leases: Sequence[Lease]) -> None:
         """Have the next poll look for the messages that follow these settled ones."""
@@ -61,36 +62,41 @@ class OrderedLeaser(ShardLeaser[M]):
         return super().seconds_until_due()
 
     def lease(self, limit: int, *, due_for: float = 0) -> Batch[M]:  # noqa: ARG002
-        """Lease heads, 500 at most. There is no stream that might bring them meanwhile."""
-        began = time.monotonic()
-        with self._engine.connect().execution_options(**{READS_ONLY: True}) as connection:
-            due = self._search.find_due(connection, min(limit, LARGEST_PULL))
-        self.until_due = self._search.until_due
-        rows: list[LeasedRow] = []
-        if due:
-            rows = retry_transaction(partial(self._lease_heads, [head.id for head in due]))
-            if len(rows) < len(due):
+        """Lease heads, 500 at most. There is no stream that might bring them meanwhile.
+
+        Those that follow settled messages are leased without a search, at most every other time:
+        the next poll searches for heads of all keys, while consumers work on these.
+        """
+        limit = min(limit, LARGEST_PULL)
+        if not self._has_followed and (settled := self._search.take_settled(limit)):
+            batch = self._lease(self._locking_followers, partial(self._lock_first, settled))
+            if batch.size:
+                self._has_followed = True
                 self.until_due = 0.0
-        batch: Batch[M] = Batch([], [])
-        if rows:
-            batch = self._load(rows, began, time.monotonic(), shard=self._shard)
-        self._unanswered = None
+                return batch
+        self._has_followed = False
+        with self._engine.connect().execution_options(**{READS_ONLY: True}) as connection:
+            due = [head.id for head in self._search.find_due(connection, limit)]
+        self.until_due = self._search.until_due
+        if not due:
+            return Batch([], [])
+        batch = self._lease(self._locking_heads, partial(self._lock_first, due))
+        if batch.size < len(due):
+            self.until_due = 0.0
         return batch
 
-    def _lease_heads(self, ids: list[int]) -> list[LeasedRow]:
-        """Lease those messages that still are due, and the first ones of their keys."""
-        with self._engine.begin() as connection:
-            found = connection.execute(heads.lock_due(self._table), {"_ids": ids})
-            locked = {row.id: row for row in found}
-            if not locked or self._is_interrupted():
-                return []
-            # Only a statement after the one that locks sees all that was committed before.
-            checking = connection.scalars(heads.first_of(self._table), {"_ids": list(locked)})
-            first = set(checking)
-            rows = [locked[id_] for id_ in ids if id_ in first]
-            if rows:
-                self._postpone(connection, [row.id for row in rows], rows[0][-1])
-        return [LeasedRow(*row[:-1]) for row in rows]
+    def _lock_first(
+        self, ids: list[int], connection: Connection, query: Query, locking: Select[Any]
+    ) -> list[Any]:
+        """Lock rows that are due and the first ones of their keys."""
+        self._begin_on_tablet(connection)
+        locked = list(query(locking, {"_ids": ids}))
+        if not locked:
+            return []
+        # Only a statement after the one that locks sees all that was committed before.
+        checking = {"_ids": [row.id for row in locked]}
+        first = set(connection.scalars(heads.first_of(self._table), checking))
+        return [row for row in locked if row.id in first]
 
 
 class _Search:
@@ -111,7 +117,7 @@ class _Search:
         """Whether one statement was enough to see all keys."""
 
     def find_due(self, connection: Connection, limit: int) -> list[Head]:
-        """Return heads that are due, so many at most, those of a lower priority first."""
+        """Return heads that are due, so many at most."""
         size = min(max(2 * limit, FEWEST_KEYS), LARGEST_PULL)
         seen: dict[int, Head] = {}
         due: list[Head] = []
@@ -139,7 +145,11 @@ class _Search:
             later = min((head.wait for head in seen.values() if head.wait > 0), default=inf)
             self.until_due = later / clock.NANOSECONDS
         self.is_small = is_round_over and len(seen) < size
-        return sorted(due, key=lambda head: head.priority)
+        return due
+
+    def take_settled(self, limit: int) -> list[int]:
+        """Remove and return so many settled messages at most, those settled first."""
+        return [self.settled.popleft() for _ in range(min(limit, len(self.settled)))]
 
     def _look_at(self, connection: Connection, size: int) -> list[Head]:
         """Return the heads of the next keys."""
@@ -155,7 +165,7 @@ class _Search:
         self, connection: Connection, limit: int, seen: dict[int, Head]
     ) -> list[Head]:
         """Return due heads of the keys of which this process has settled messages."""
-        ids = [self.settled.popleft() for _ in range(min(limit, len(self.settled)))]
+        ids = self.take_settled(limit)
         if not ids:
             return []
         rows = connection.execute(heads.followers(self._table), {"_ids": ids})

@@ -7,16 +7,18 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Engine, String, insert, select, update
+from sqlalchemy import BigInteger, Engine, String, create_engine, insert, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_vitess_messages import Grpc, InvalidArgument, Subscriber
 from sqla_vitess_messages.rows.transient import retry_transaction
 from sqla_vitess_messages.transports.ordered import OrderedLeaser
 from tests.backends import PULLING, Backend, ack, enqueue, eventually
+from tests.faults import interrupted
 
 MakeQueue = Callable[..., type[Any]]
 Subscribe = Callable[..., Any]
@@ -366,6 +368,35 @@ def test_handlers_of_a_key_never_overlap_and_retries_keep_the_order(
     assert all(of_key == [f"{n}" for n in range(each)] for of_key in done.values())
 
 
+def test_what_another_has_requeued_keeps_its_place(
+    engine: Engine, url: str, ordered: type[Any], subscribe: Subscribe
+) -> None:
+    """Else its follower would be handed out beside it."""
+    subscriber = subscribe(ordered)
+    enqueue(engine, *(ordered(tenant=1, body=body) for body in ("first", "second")))
+    [first] = receive(subscriber, 1)
+    with Session(engine) as session, session.begin():
+        first.fail(session)
+    [second] = receive(subscriber, 1)
+    ack(engine, second)
+    other = create_engine(url)
+    again: list[Any] = []
+
+    def requeue() -> None:
+        with Session(other) as session, session.begin():
+            assert ordered.requeue(session) == 1
+        again.extend(receive(subscriber, 1))
+        enqueue(other, ordered(tenant=1, body="third"))
+
+    with Session(engine) as session, session.begin(), interrupted(engine, "UPDATE", requeue):
+        assert ordered.requeue(session, ordered.id > 0) == 0
+    other.dispose()
+    assert bodies(again) == ["first"]
+    assert subscriber.get(1) is None
+    ack(engine, again[0])
+    assert bodies(receive(subscriber, 1)) == ["third"]
+
+
 def test_grouped_acks_let_the_followers_come(
     engine: Engine, ordered: type[Any], subscribe: Subscribe
 ) -> None:
@@ -390,7 +421,8 @@ def test_an_earlier_message_that_commits_later_comes_first_if_it_can(
     with Session(engine) as session:
         due = list(session.scalars(select(ordered.id)))
     enqueue(engine, ordered(tenant=1, body="early", seq=5))
-    assert leaser._lease_heads(due) == []
+    lock_first = partial(leaser._lock_first, due)
+    assert leaser._lease(leaser._locking_heads, lock_first).messages == []
     assert bodies(leaser.lease(5).messages) == ["early"]
 
 
