@@ -5,8 +5,8 @@
     admin = Admin(app, engine, authentication_backend=...)
     add_queues(admin, Base)
 
-Every queue gets a list, a page for each message, and actions for many messages at once; one page
-shows how all of them do. To change a queue's pages, add a view of your own before::
+Every queue gets a list, a page for each message, and actions for many messages at once; an
+overview shows the state of each queue. To change a queue's pages, add a view of your own before::
 
     class MailAdmin(QueueAdmin, model=Mail):
         column_list = ["id", "state", "address"]

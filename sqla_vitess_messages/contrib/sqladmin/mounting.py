@@ -22,7 +22,7 @@ Model = type[MessageQueueMixin]
 
 
 def add_queues(admin: Admin, base: Any) -> None:
-    """Add a view for each queue, and one that shows how all of them do.
+    """Add a view for each queue, and an overview with the state of all of them.
 
     Queues that have a :class:`QueueAdmin` in the admin already keep it.
 

@@ -1,4 +1,4 @@
-"""The page that shows how all queues do."""
+"""The overview: the page with the state of each queue."""
 
 from __future__ import annotations
 
