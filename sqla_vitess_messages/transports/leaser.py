@@ -25,7 +25,6 @@ LARGEST_PULL = 500
 
 log = get_logger(__name__)
 
-
 T = TypeVar("T")
 
 Query = Callable[[Select[Any], dict[str, Any]], Iterable[Any]]
@@ -36,7 +35,11 @@ Lock = Callable[[Connection, Query, T], list[Any]]
 
 
 class Lockings(NamedTuple, Generic[T]):
-    """The statements that lock rows: such as select the messages, or without their payload."""
+    """What to lock rows by.
+
+    :param messages: selects them with their payload, as instances.
+    :param rows: selects only what identifies them.
+    """
 
     messages: T
     rows: T
@@ -77,7 +80,10 @@ class ShardLeaser(BaseTransport[M]):
         """Seconds until another message is due, as far as the last :meth:`lease` has shown."""
 
     def _lockings(self, locking: Callable[[Select[Any]], T]) -> Lockings[T]:
-        """Return statements that lock rows, and select them as :meth:`_lease` needs it."""
+        """Return what :meth:`_lease` is to lock rows by.
+
+        :param locking: makes it of a SELECT.
+        """
         return Lockings(locking(self._with_payload), locking(self._without_payload))
 
     def lease(self, limit: int, *, due_for: float = 0) -> Batch[M]:
@@ -100,7 +106,7 @@ class ShardLeaser(BaseTransport[M]):
     def _lease(self, lockings: Lockings[T], lock: Lock[T]) -> Batch[M]:
         """Lease messages together with their payload, or load it later if it can't be loaded.
 
-        :param lock: locks rows, and returns what their statement selects.
+        :param lock: is called with one of ``lockings``.
         """
         began = time.monotonic()
         rows = None if self._portions.are_limited else self._lease_at_once(lockings, lock)
