@@ -251,7 +251,7 @@ def test_a_handler_may_work_on_after_it_has_settled_its_message_elsewhere(
     enqueue(engine, queue(body="settled"))
     work(queue, handle)
     expect(engine, queue, {"settled": "acked", "an effect": "retried"})
-    assert handled == [0]
+    assert len(handled) == 1
 
 
 def test_a_message_that_others_have_settled_keeps_no_slot(
