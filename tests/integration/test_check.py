@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -81,7 +82,8 @@ def test_rows_that_are_stuck_are_reported(engine: Engine, make_queue: MakeQueue)
     stuck, looping, _ = (m.id for m in _all(engine, queue))
     with engine.begin() as connection:
         connection.execute(update(queue).where(queue.id == stuck).values(time_next=None))
-        connection.execute(update(queue).where(queue.id == looping).values(time_acked=1))
+        acking = update(queue).where(queue.id == looping)
+        connection.execute(acking.values(time_acked=time.time_ns()))  # Older ones are purged.
     problems = [problem for is_error, problem in found(engine, queue) if is_error]
     assert problems[0].startswith("1 messages are neither acked nor have a time_next")
     assert problems[1].startswith("1 acked messages have a time_next")

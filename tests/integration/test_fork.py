@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -174,6 +175,7 @@ def test_no_lock_that_a_thread_held_blocks_a_child(
             acked.ack(session)
             failed.fail(session)
 
+    time.sleep(0.5)  # While the stream connects, another thread may hold a lock of OpenSSL.
     locks = subscriber._lock, subscriber._loop.batcher._lock, local_notify._listeners.lock
     with held_by_a_thread(*locks):
         in_child(work)
