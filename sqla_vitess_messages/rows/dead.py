@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Table, delete, select
+from sqlalchemy import Table, select
 from sqlalchemy.orm import Session, scoped_session
 
 from .. import clock
@@ -20,7 +20,7 @@ from .loading import Portions, load_separately
 from .local_notify import notify_at_commit
 from .message import Message, queue_table
 from .places import place_last
-from .queries import CHUNK, chunks, id_condition, unindexed
+from .queries import CHUNK, chunks
 from .reasons import describe_error
 from .requeue_unique import requeue_unique
 from .selection import flush_and_connect, portions
@@ -111,8 +111,7 @@ def purge(
             )
         conditions.append(table.c.time_created < clock.database_now() - age)
     dead = select(table.c.id).where(states.is_dead(table), *conditions)
-    # Another transaction may have requeued what this one still sees as dead.
-    deleting = delete(table).where(id_condition(table), unindexed(table.c.time_next) == states.DEAD)
+    deleting = states.delete_dead(table)
     deleted = left = 0
     while len(ids := list(connection.scalars(dead.limit(left + CHUNK)))) > left:
         done = sum(connection.execute(deleting, {"_ids": some}).rowcount for some in chunks(ids))

@@ -22,7 +22,7 @@ from ..shown import shown
 from ..table.order import SEQ
 from . import states
 from .message import Message
-from .queries import assign, chunks, id_condition, unindexed, update_by_id
+from .queries import assign, chunks, id_condition, update_by_id
 
 __all__ = ["check_place", "next_place", "place_last", "place_pending"]
 
@@ -113,7 +113,6 @@ def place_last(
     placed = list(chunks(id_ for _place, id_ in dead))
     for chunk in placed:
         places = {id_: next_place() for id_ in chunk}
-        # Another transaction may have requeued what was dead, and a consumer may have it by now.
-        moving = update_by_id(table).where(unindexed(columns.time_next) == states.DEAD)
+        moving = update_by_id(table).where(states.is_still_dead(table))
         connection.execute(assign(moving, **{SEQ: case(places, value=columns.id)}), {"_ids": chunk})
     return placed

@@ -65,6 +65,7 @@ __all__ = [
     "ack",
     "cancel",
     "conditions",
+    "delete_dead",
     "due_since",
     "extend",
     "fail",
@@ -77,6 +78,7 @@ __all__ = [
     "is_ready",
     "is_replaceable",
     "is_scheduled",
+    "is_still_dead",
     "is_unsettled",
     "lease",
     "lease_parameters",
@@ -149,6 +151,14 @@ def is_held(rows: FromClause) -> ColumnElement[bool]:
 def is_dead(rows: FromClause) -> ColumnElement[bool]:
     """Return the condition that a message has failed for good."""
     return rows.c.time_next == DEAD
+
+
+def is_still_dead(rows: FromClause) -> ColumnElement[bool]:
+    """Return :func:`is_dead` for rows that are found by their ``id``.
+
+    Another transaction may have requeued what a SELECT has found dead.
+    """
+    return unindexed(rows.c.time_next) == DEAD
 
 
 def is_movable(rows: FromClause) -> ColumnElement[bool]:
@@ -284,9 +294,15 @@ def extend(table: Table, *, one: bool, leased: bool, length: int) -> Update:
 
 
 @lru_cache(maxsize=256)
+def delete_dead(table: Table) -> Delete:
+    """Return the DELETE of the dead ones of the rows ``_ids``."""
+    return delete(table).where(id_condition(table), is_still_dead(table))
+
+
+@lru_cache(maxsize=256)
 def requeue(table: Table) -> Update:
     """Return the UPDATE that makes the dead ones of the rows ``_ids`` ready, as if new."""
-    dead = update_by_id(table).where(unindexed(table.c.time_next) == DEAD)
+    dead = update_by_id(table).where(is_still_dead(table))
     return assign(dead, time_next=clock.database_now(), epoch=after_requeue(table.c.epoch))
 
 

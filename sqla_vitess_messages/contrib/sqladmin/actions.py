@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, load_only
 
 from ...mixin import MessageQueueMixin
 from ...rows import states
 from ...rows.message import queue_table
-from ...rows.queries import CHUNK, unindexed
+from ...rows.queries import CHUNK
 from ...rows.transient import retry_transaction
 
 __all__ = ["ACTIONS", "Action", "apply", "count"]
@@ -41,12 +41,9 @@ class Action:
 
 
 def _purge(model: Model, session: Session, messages: Sequence[MessageQueueMixin]) -> int:
-    table = queue_table(model)
-    ids = [message.id for message in messages]
-    # Somebody may have requeued one meanwhile.
-    still_dead = unindexed(table.c.time_next) == states.DEAD
-    deleting = delete(table).where(table.c.id.in_(ids), still_dead)
-    return session.connection(bind_arguments={"mapper": model}).execute(deleting).rowcount
+    ids = {"_ids": [message.id for message in messages]}
+    deleting = states.delete_dead(queue_table(model))
+    return session.connection(bind_arguments={"mapper": model}).execute(deleting, ids).rowcount
 
 
 ACTIONS = {
