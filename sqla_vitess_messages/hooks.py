@@ -104,23 +104,15 @@ class _Factories:
                 return
             session.flush()  # So that the factories see generated keys.
             for _ in range(len(self._factories)):
-                self._add_messages_of_next(session)
+                _transaction, factory, if_exists = self._factories[0]
+                messages = messages_of(factory(), factory)
+                for message in messages:
+                    connection_for(session, type(message), engines_of(session))
+                add_messages(session, messages, if_exists)
+                self._factories.popleft()  # Not before: the next commit calls one that failed.
         raise InvalidArgument(
             f"on_commit: the factories still added others after {_MAX_ROUNDS} rounds"
         )
-
-    def _add_messages_of_next(self, session: Session) -> None:
-        """Call a factory. If it fails, the transaction can go on, and its next commit calls it."""
-        item = self._factories.popleft()
-        _transaction, factory, if_exists = item
-        try:
-            messages = messages_of(factory(), factory)
-            for message in messages:
-                connection_for(session, type(message), engines_of(session))
-            add_messages(session, messages, if_exists)
-        except BaseException:
-            self._factories.appendleft(item)
-            raise
 
     def _after_soft_rollback(self, _session: Session, undone: SessionTransaction) -> None:
         kept = [item for item in self._factories if undone not in _ancestry(item[0])]
