@@ -26,7 +26,6 @@ SELECTED = $(if $(ALL),-m "not soak",$(if $(LONG),-m "not soak and not matrix"))
 test: $(VENV)/.dev
 	$(call RUN_TESTS,-n 8 $(SELECTED),$(SELECTED))
 
-test-vitess: export VITESS_VERSION := $(VITESS_VERSION)
 test-vitess: $(VENV)/.dev
 	$(call RUN_TESTS,-n 4 -m vitess,-m vitess)
 

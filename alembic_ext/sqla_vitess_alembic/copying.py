@@ -18,7 +18,6 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Select,
     Table,
-    column,
     func,
     insert,
     inspect,
@@ -26,6 +25,7 @@ from sqlalchemy import (
     select,
     table,
 )
+from sqlalchemy import column as sql_column
 from sqlalchemy.exc import SAWarning
 
 from sqla_vitess_messages.rows.states import first_due_time
@@ -134,7 +134,7 @@ def _statements_to_keep(connection: Connection, old: Table, payload: Collection[
     if SEQ not in payload:
         names.add(ORDER_INDEX)
     objects = table(
-        "sqlite_master", *map(column, ("type", "name", "tbl_name", "sql")), schema=old.schema
+        "sqlite_master", *map(sql_column, ("type", "name", "tbl_name", "sql")), schema=old.schema
     ).c
     finding: Select[Any] = (
         select(objects.sql)

@@ -92,16 +92,9 @@ class ShardLeaser(BaseTransport[M]):
         :param limit: how many at most.
         :param due_for: seconds that they must have been due.
         """
-        return self._lease(
-            self._locking,
-            lambda connection, query, locking: self._due.lock(
-                connection,
-                query,
-                locking,
-                min(limit, LARGEST_PULL),
-                clock.to_nanoseconds(due_for),
-            ),
-        )
+        some = min(limit, LARGEST_PULL)
+        lock = partial(self._due.lock, limit=some, due_for=clock.to_nanoseconds(due_for))
+        return self._lease(self._locking, lock)
 
     def _lease(self, lockings: Lockings[T], lock: Lock[T]) -> Batch[M]:
         """Lease messages together with their payload, or load it later if it can't be loaded.
